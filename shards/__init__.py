@@ -1,0 +1,16 @@
+"""The shard-set format: write, read, order, stream, verify. The normative text is `shards/FORMAT.md`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import zarr
+
+
+def open_zarr(folder: str | Path) -> zarr.Group:
+    """Open a shard set as a read-only `zarr.Group`; see `shards.zarr_store.open_zarr`."""
+    from shards.zarr_store import open_zarr as opened
+
+    return opened(folder)

@@ -1,0 +1,124 @@
+"""The `.bold` member: the bytes of one Zarr v3 `sharding_indexed` object.
+
+Inner chunks are one frame by all voxels (more frames where a frame is small), each `bytes`,
+`zstd` level 1, `crc32c`; they lie in order of time without gaps, so neighbouring frames are one
+contiguous range. The index, with its own crc32c, stands at the end.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import Any
+
+import crc32c
+import numpy as np
+from numcodecs import zstd
+from numpy.typing import NDArray
+
+from shards.errors import CorruptShardError
+from shards.format import frames_per_chunk
+
+ZSTD_LEVEL = 1
+CRC_BYTES = 4
+
+
+def codec_summary() -> dict[str, Any]:
+    """The codec as the manifest states it."""
+    return {"chunk": ["bytes", f"zstd-{ZSTD_LEVEL}", "crc32c"], "index": ["bytes", "crc32c"], "index_location": "end"}
+
+
+def num_chunks(num_frames: int, num_voxels: int, itemsize: int) -> int:
+    """Inner chunks of a run."""
+    return math.ceil(num_frames / frames_per_chunk(num_voxels, itemsize))
+
+
+def index_bytes(num_frames: int, num_voxels: int, itemsize: int) -> int:
+    """Bytes of the index at the end of the object, its checksum included."""
+    return 16 * num_chunks(num_frames, num_voxels, itemsize) + CRC_BYTES
+
+
+def zarr_metadata(num_frames: int, num_voxels: int, dtype: str, attributes: dict[str, Any]) -> dict[str, Any]:
+    """The `zarr.json` of a run's array, shape (time, voxel)."""
+    per_chunk = frames_per_chunk(num_voxels, np.dtype(dtype).itemsize)
+    chunks = num_chunks(num_frames, num_voxels, np.dtype(dtype).itemsize)
+    little = {"name": "bytes", "configuration": {"endian": "little"}}
+    sharding = {
+        "chunk_shape": [per_chunk, num_voxels],
+        "codecs": [
+            {"name": "bytes"} if dtype == "int8" else little,
+            {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": False}},
+            {"name": "crc32c"},
+        ],
+        "index_codecs": [little, {"name": "crc32c"}],
+        "index_location": "end",
+    }
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [num_frames, num_voxels],
+        "data_type": dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [chunks * per_chunk, num_voxels]}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": 0 if np.dtype(dtype).kind == "i" else 0.0,
+        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+        "attributes": attributes,
+        "dimension_names": ["time", "voxel"],
+    }
+
+
+def encode_chunks(q: NDArray) -> bytes:
+    """The `sharding_indexed` object of a (time, voxel) array of a stored dtype."""
+    num_frames, num_voxels = q.shape
+    q = np.ascontiguousarray(q, dtype=q.dtype.newbyteorder("<"))
+    per_chunk = frames_per_chunk(num_voxels, q.itemsize)
+    parts: list[bytes] = []
+    index: list[int] = []
+    position = 0
+    for first in range(0, num_frames, per_chunk):
+        frames = q[first : first + per_chunk]
+        if len(frames) < per_chunk:
+            frames = np.concatenate([frames, np.zeros((per_chunk - len(frames), num_voxels), q.dtype)])
+        payload: bytes = zstd.compress(frames, ZSTD_LEVEL)
+        parts += [payload, _crc(payload)]
+        size = len(payload) + CRC_BYTES
+        index += [position, size]
+        position += size
+    table = struct.pack(f"<{len(index)}Q", *index)
+    return b"".join([*parts, table, _crc(table)])
+
+
+def parse_index(table: bytes, object_bytes: int, where: str) -> NDArray[np.int64]:
+    """Boundaries of the inner chunks: n + 1 byte offsets from the start of the object.
+
+    Raises
+    ------
+    CorruptShardError
+        The checksum fails, or the chunks are not contiguous from the start of the object to the index.
+    """
+    body = table[:-CRC_BYTES]
+    if _crc(body) != table[-CRC_BYTES:]:
+        raise CorruptShardError(f"{where}: the checksum of the chunk index fails; restore the shard or ingest again")
+    pairs = np.frombuffer(body, "<u8").reshape(-1, 2)
+    ends = pairs.sum(1)
+    expected = np.concatenate([[0], ends[:-1]])
+    if not np.array_equal(pairs[:, 0], expected) or int(ends[-1]) != object_bytes - len(table):
+        raise CorruptShardError(f"{where}: inner chunks are not contiguous; restore the shard or ingest again")
+    if pairs[:, 1].min() <= CRC_BYTES:
+        raise CorruptShardError(f"{where}: an inner chunk is empty; restore the shard or ingest again")
+    return np.concatenate([expected, ends[-1:]]).astype(np.int64)
+
+
+def decode_chunk(stored: memoryview, out: NDArray, where: str) -> None:
+    """Check and decompress one inner chunk into `out`, a contiguous array of exactly its size."""
+    payload = stored[:-CRC_BYTES]
+    if _crc(payload) != stored[-CRC_BYTES:]:
+        raise CorruptShardError(f"{where}: a chunk's checksum fails; restore the shard or ingest again")
+    try:
+        zstd.decompress(payload, out)
+    except (RuntimeError, ValueError) as error:
+        raise CorruptShardError(f"{where}: a chunk does not decompress ({error}); ingest again") from None
+
+
+def _crc(data: bytes | memoryview) -> bytes:
+    return int(crc32c.crc32c(data)).to_bytes(CRC_BYTES, "little")

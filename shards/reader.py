@@ -1,0 +1,307 @@
+"""Reading shard sets: any window of any run with one contiguous read."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+
+from shards import chunks, values
+from shards.errors import CorruptShardError, ShardError, UsageError
+from shards.files import ShardFiles
+from shards.format import (
+    MANIFEST,
+    MASK,
+    PARTICIPANTS,
+    RUNS,
+    Grid,
+    Manifest,
+    frames_per_chunk,
+    mask_identity,
+    runs_from_tsv,
+    xxh3,
+)
+
+if TYPE_CHECKING:
+    import pandas
+
+MISSING = frozenset({"", "n/a", "N/A", "NA", "nan", "NaN"})
+_INDEX_CACHE = 8192  # runs whose chunk index is kept: about 80 MB at 1,200 frames
+_BLOCK = 512
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunStatistics:
+    """Per-voxel statistics of a run, (voxel,) float32 each."""
+
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
+    scale: NDArray[np.float32]
+
+
+class ShardSet:
+    """A shard set opened for reading; safe to use from several threads.
+
+    Parameters
+    ----------
+    folder
+        The folder that holds `manifest.json`.
+
+    Attributes
+    ----------
+    manifest : Manifest
+    runs : tuple of RunEntry
+        In order of `run_id`; a run's position is its number in all other methods.
+    mask : ndarray of bool, (x, y, z)
+
+    Raises
+    ------
+    UsageError
+        There is no shard set in `folder`.
+    ShardError
+        There is one, but of an unknown version or damaged.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.manifest = _read_manifest(self.folder)
+        self.runs = runs_from_tsv(self._table(RUNS).decode(), str(self.folder / RUNS))
+        self.mask = self._read_mask()
+        self.num_voxels = self.manifest.num_voxels
+        self.dtype = np.dtype(self.manifest.dtype)
+        self._check_runs()
+        self._files = ShardFiles(self.folder, {shard.name: shard.num_bytes for shard in self.manifest.shards})
+        self._bounds: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def grid(self) -> Grid:
+        """The grid that all runs share."""
+        return self.manifest.grid
+
+    def read_window(self, run: int, start: int, num_frames: int, out: NDArray | None = None) -> NDArray:
+        """Read consecutive frames of a run as stored.
+
+        Parameters
+        ----------
+        run, start, num_frames
+            The run's number, the first frame, and how many; all must exist.
+        out
+            Optional C-contiguous (num_frames, voxel) array of the stored dtype to decode into.
+
+        Returns
+        -------
+        ndarray
+            (num_frames, voxel) of the stored dtype.
+
+        Raises
+        ------
+        UsageError
+            The window is not inside the run.
+        CorruptShardError
+            A checksum or a size does not fit.
+        """
+        entry = self.runs[run]
+        if start < 0 or num_frames < 1 or start + num_frames > entry.num_frames:
+            raise UsageError(
+                f"{entry.run_id}: frames {start} to {start + num_frames} asked for, the run has {entry.num_frames}"
+            )
+        if out is None:
+            out = np.empty((num_frames, self.num_voxels), self.dtype)
+        per_chunk = frames_per_chunk(self.num_voxels, self.dtype.itemsize)
+        first, last = start // per_chunk, (start + num_frames - 1) // per_chunk
+        bounds = self._chunk_bounds(run)
+        base = int(bounds[first])
+        data = memoryview(self._files.read(entry.shard, entry.bold_offset + base, int(bounds[last + 1]) - base))
+        where = f"{self.folder / entry.shard} ({entry.run_id})"
+        scratch = None
+        for chunk in range(first, last + 1):
+            stored = data[int(bounds[chunk]) - base : int(bounds[chunk + 1]) - base]
+            begin = chunk * per_chunk
+            low, high = max(start, begin), min(start + num_frames, begin + per_chunk)
+            target = out[low - start : high - start]
+            if high - low == per_chunk:
+                chunks.decode_chunk(stored, target, where)
+                continue
+            if scratch is None:
+                scratch = np.empty((per_chunk, self.num_voxels), self.dtype)
+            chunks.decode_chunk(stored, scratch, where)
+            target[:] = scratch[low - begin : high - begin]
+        return out
+
+    def statistics(self, run: int) -> RunStatistics:
+        """Mean, SD and scale of a run's voxels."""
+        entry = self.runs[run]
+        size = 4 * self.num_voxels
+        step = _BLOCK + size + -size % _BLOCK
+        # mean, std and scale stand, each behind its header, right before the header of .bold
+        start = entry.bold_offset - 3 * step
+        data = self._files.read(entry.shard, start, 3 * step)
+        arrays = [np.frombuffer(data, "<f4", self.num_voxels, k * step) for k in range(3)]
+        if not all(np.isfinite(array).all() for array in arrays) or (arrays[1] < 0).any() or (arrays[2] < 0).any():
+            raise CorruptShardError(f"{self.folder / entry.shard} ({entry.run_id}): statistics are damaged; restore it")
+        return RunStatistics(mean=arrays[0], std=arrays[1], scale=arrays[2])
+
+    def read_signal(self, run: int, start: int, num_frames: int) -> NDArray[np.float32]:
+        """The signal of some frames in the source's units, (time, voxel) float32."""
+        entry = self.runs[run]
+        stats = self.statistics(run)
+        return values.decode(
+            self.read_window(run, start, num_frames),
+            stats.mean,
+            stats.scale,
+            lossless=entry.lossless,
+            grid_slope=entry.grid_slope,
+            grid_inter=entry.grid_inter,
+        )
+
+    def read_run(self, run: int) -> NDArray[np.float32]:
+        """The whole run's signal, (time, voxel) float32; exact where the run is recorded as lossless."""
+        return self.read_signal(run, 0, self.runs[run].num_frames)
+
+    def residual_affine(self, run: int) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Gain and shift, (voxel,), that turn stored values into residuals (x - mean) / SD."""
+        stats = self.statistics(run)
+        return values.residual_affine(stats.mean, stats.std, stats.scale, self.manifest.dtype)
+
+    def residual(self, run: int, start: int, num_frames: int) -> NDArray[np.float32]:
+        """Residuals of some frames, (time, voxel) float32."""
+        gain, shift = self.residual_affine(run)
+        residual = self.read_window(run, start, num_frames) * gain
+        return residual if shift is None else residual + shift
+
+    def unmask(self, flat: NDArray) -> NDArray:
+        """(voxel,) to (x, y, z), or (time, voxel) to (x, y, z, time); zero outside the mask."""
+        dense = np.zeros((*self.mask.shape, *flat.shape[:-1]), flat.dtype)
+        dense[self.mask] = flat.T
+        return dense
+
+    @cached_property
+    def participants(self) -> pandas.DataFrame | None:
+        """`participants.tsv` as given, every column as text, or None if the set has none."""
+        columns = self._participants
+        if columns is None:
+            return None
+        import pandas
+
+        return pandas.DataFrame(columns)
+
+    def phenotype(self, column: str) -> dict[str, str]:
+        """A column of participants.tsv: subject label (without `sub-`) to text, missing values left out.
+
+        Raises
+        ------
+        UsageError
+            There is no table or no such column; the message names those there are.
+        """
+        table = self._participants
+        path = self.folder / PARTICIPANTS
+        if table is None:
+            raise UsageError(f"{path}: the shard set has no participants table; ingest with --participants FILE")
+        if column not in table or column == "participant_id":
+            names = ", ".join(name for name in table if name != "participant_id")
+            raise UsageError(f"{path}: no column {column!r}; there are: {names}")
+        pairs = zip(table["participant_id"], table[column], strict=True)
+        return {who.removeprefix("sub-"): value for who, value in pairs if value not in MISSING}
+
+    def close(self) -> None:
+        """Close the shards' files."""
+        self._files.close()
+
+    def __enter__(self) -> ShardSet:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__init__(state["folder"])  # type: ignore[misc]
+
+    @cached_property
+    def _participants(self) -> dict[str, list[str]] | None:
+        if PARTICIPANTS not in self.manifest.tables:
+            return None
+        lines = self._table(PARTICIPANTS).decode("utf-8-sig").splitlines()
+        rows = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+        header = rows[0] if rows else []
+        if "participant_id" not in header or any(len(row) != len(header) for row in rows):
+            raise ShardError(f"{self.folder / PARTICIPANTS}: not a BIDS participants table; ingest again")
+        return {name: [row[k] for row in rows[1:]] for k, name in enumerate(header)}
+
+    def _table(self, name: str) -> bytes:
+        path = self.folder / name
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise CorruptShardError(f"{path}: {error.strerror}; the manifest lists it, restore the file") from None
+        if xxh3(data) != self.manifest.tables.get(name):
+            raise CorruptShardError(
+                f"{path}: its checksum differs from the manifest's; run ingest-fmri again if it was interrupted, "
+                "else restore the file"
+            )
+        return data
+
+    def _read_mask(self) -> NDArray[np.bool_]:
+        image = nibabel.Nifti1Image.from_bytes(gzip.decompress(self._table(MASK)))
+        mask = np.ascontiguousarray(np.asanyarray(image.dataobj) != 0)
+        expected = self.manifest
+        if mask.shape != expected.grid.shape or int(mask.sum()) != expected.num_voxels:
+            raise CorruptShardError(f"{self.folder / MASK}: does not fit the manifest's grid; restore the file")
+        if mask_identity(mask, expected.grid) != expected.mask_hash:
+            raise CorruptShardError(f"{self.folder / MASK}: not the mask that the shards were made with; restore it")
+        return mask
+
+    def _check_runs(self) -> None:
+        sizes = {shard.name: shard.num_bytes for shard in self.manifest.shards}
+        where = self.folder / RUNS
+        if len(self.runs) != self.manifest.num_runs:
+            raise CorruptShardError(f"{where}: {len(self.runs)} runs, the manifest says {self.manifest.num_runs}")
+        for entry in self.runs:
+            if entry.offset + entry.num_bytes > sizes.get(entry.shard, 0):
+                raise CorruptShardError(
+                    f"{where}: {entry.run_id} lies outside its shard {entry.shard}; restore the file"
+                )
+
+    def _chunk_bounds(self, run: int) -> NDArray[np.int64]:
+        with self._lock:
+            if run in self._bounds:
+                self._bounds.move_to_end(run)
+                return self._bounds[run]
+        entry = self.runs[run]
+        size = chunks.index_bytes(entry.num_frames, self.num_voxels, self.dtype.itemsize)
+        where = f"{self.folder / entry.shard} ({entry.run_id})"
+        if size >= entry.bold_bytes:
+            raise CorruptShardError(f"{where}: too small for its {entry.num_frames} frames; restore the file")
+        table = self._files.read(entry.shard, entry.bold_offset + entry.bold_bytes - size, size)
+        bounds = chunks.parse_index(table, entry.bold_bytes, where)
+        with self._lock:
+            self._bounds[run] = bounds
+            while len(self._bounds) > _INDEX_CACHE:
+                self._bounds.popitem(last=False)
+        return bounds
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder; give the folder that ingest-fmri wrote (--out)")
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        raise UsageError(
+            f"{folder}: no {MANIFEST} in it, so no finished shard set; run ingest-fmri (again) with --out {folder}"
+        ) from None
+    return Manifest.from_json(text, str(path))

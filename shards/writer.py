@@ -1,0 +1,189 @@
+"""Writing shard sets: deterministic tars, atomic files.
+
+Whatever is written goes to a temporary name in the same folder, is fsynced, renamed, and the
+folder is fsynced: after a crash a file is either complete or absent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import nibabel
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from shards.chunks import encode_chunks, zarr_metadata
+from shards.errors import OutputError, UsageError
+from shards.format import MANIFEST, MAX_RUN_ID, Grid, Manifest, ShardInfo, valid_run_id
+from shards.values import Encoded
+
+BLOCK = 512
+TEMPORARY = ".partial-"
+"""Prefix of the temporary files of this writer; one that outlives its process may be removed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedRun:
+    """One run, ready to be stored."""
+
+    run_id: str
+    meta: dict[str, Any]
+    """JSON-able: subject, session, task, run, tr_s, source, ..."""
+    encoded: Encoded
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where a run lies in its shard; bytes, as in `runs.tsv`."""
+
+    offset: int
+    num_bytes: int
+    bold_offset: int
+    bold_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WrittenShard:
+    """A finished shard."""
+
+    info: ShardInfo
+    places: dict[str, Place]
+
+
+def write_shard(path: Path, runs: Iterable[EncodedRun]) -> WrittenShard:
+    """Write one shard; the same runs give the same bytes.
+
+    Parameters
+    ----------
+    path
+        Target, `*.tar`. It appears only when complete.
+    runs
+        In order of `run_id`; consumed one at a time, so a generator keeps one run in memory.
+
+    Raises
+    ------
+    UsageError
+        A `run_id` is not valid, not in order, or comes twice.
+    OutputError
+        The folder cannot be written (no room, no permission).
+    """
+    places: dict[str, Place] = {}
+    last = ""
+    with atomic_file(path) as file:
+        tar = _Tar(file)
+        for run in runs:
+            if not valid_run_id(run.run_id) or run.run_id <= last:
+                raise UsageError(
+                    f"run id {run.run_id!r} after {last!r} in {path.name}: allowed are letters, digits, - and _, at "
+                    f"most {MAX_RUN_ID} characters, in ascending order; rename the run"
+                )
+            last = run.run_id
+            places[last] = _write_run(tar, run)
+        tar.write(bytes(2 * BLOCK))
+        info = ShardInfo(name=path.name, num_bytes=tar.position, xxh3=tar.digest.hexdigest(), num_runs=len(places))
+    return WrittenShard(info=info, places=places)
+
+
+def _write_run(tar: _Tar, run: EncodedRun) -> Place:
+    encoded = run.encoded
+    num_frames, num_voxels = encoded.q.shape
+    dtype = str(encoded.q.dtype)
+    attributes = {"run_id": run.run_id, "tr_s": run.meta["tr_s"]}
+    header = {
+        "run_id": run.run_id,
+        **run.meta,
+        "num_frames": num_frames,
+        "num_voxels": num_voxels,
+        "dtype": dtype,
+        "lossless": encoded.lossless,
+        "grid_slope": encoded.grid_slope if encoded.lossless else None,
+        "grid_inter": encoded.grid_inter if encoded.lossless else None,
+        "zarr": zarr_metadata(num_frames, num_voxels, dtype, attributes),
+    }
+    start = tar.position
+    tar.member(f"{run.run_id}.json", json.dumps(header, sort_keys=True, allow_nan=False).encode() + b"\n")
+    for name in ("mean", "std", "scale"):
+        tar.member(f"{run.run_id}.{name}.f32", getattr(encoded, name).astype("<f4").tobytes())
+    bold = encode_chunks(encoded.q)
+    bold_offset = tar.member(f"{run.run_id}.bold", bold)
+    return Place(offset=start, num_bytes=tar.position - start, bold_offset=bold_offset, bold_bytes=len(bold))
+
+
+class _Tar:
+    """A ustar stream whose bytes depend on names and contents alone."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.position = 0
+        self.digest = xxhash.xxh3_128()
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+        self.digest.update(data)
+        self.position += len(data)
+
+    def member(self, name: str, data: bytes) -> int:
+        """Append one file; returns the offset of its data."""
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        info.mode = 0o644
+        self.write(info.tobuf(tarfile.USTAR_FORMAT))
+        start = self.position
+        self.write(data)
+        self.write(bytes(-len(data) % BLOCK))
+        return start
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file that takes the name `path`, durably, when the block ends without an error."""
+    temporary = path.parent / f"{TEMPORARY}{os.getpid()}-{path.name}"
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"{path}: {error.strerror or error}; make room or choose another output folder") from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a small file so that it is either whole or absent, also after a power cut."""
+    with atomic_file(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Publish a shard set: after this it exists for readers."""
+    write_atomic(folder / MANIFEST, manifest.to_json())
+
+
+def mask_to_nifti(mask: NDArray[np.bool_], grid: Grid) -> bytes:
+    """The bytes of `mask.nii.gz`: uint8, deterministic (no name, no time)."""
+    import gzip
+
+    image = nibabel.Nifti1Image(mask.astype(np.uint8), np.asarray(grid.affine))
+    image.header.set_xyzt_units("mm")
+    return gzip.compress(image.to_bytes(), compresslevel=6, mtime=0)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
