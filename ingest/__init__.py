@@ -1,0 +1,1 @@
+"""NIfTI collections -> shard sets, with Dask."""

@@ -1,0 +1,311 @@
+"""NIfTI files, read once and in order: header checks, then frames streamed into masked rows.
+
+nibabel parses the header; the data never exist as a dense 4D array. A frame is inflated into one
+reused buffer, its mask voxels are kept, and the file's own bytes are hashed on the way.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+from zlib_ng import gzip_ng, zlib_ng
+
+from ingest.failures import RunError
+
+GZIP_MAGIC = b"\x1f\x8b"
+MAX_DEFLATE_RATIO = 1032
+"""No deflate stream expands further than this (a 258-byte match in 2 bits)."""
+MAX_TR_S = 100.0
+TIME_UNITS_S = {0: 1.0, 8: 1.0, 16: 1e-3, 24: 1e-6}
+"""xyzt_units code to seconds; 0, unknown, is taken as seconds."""
+READ_BYTES = 512 * 1024
+"""Compressed bytes read at once."""
+_DAMAGED: Any = (zlib.error, zlib_ng.error)  # zlib_ng's stub gives its class as an instance
+_HEADER_BYTES = (348, 540)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Header:
+    """What a NIfTI header says, checked."""
+
+    shape: tuple[int, ...]
+    """As stored: (x, y, z) or (x, y, z, time)."""
+    dtype: np.dtype[Any]
+    """Of the stored values, with their byte order."""
+    affine: NDArray[np.float64]
+    """(4, 4), stored voxel indices to millimetres."""
+    slope: float
+    inter: float
+    """value = slope * stored + inter."""
+    tr_s: float
+    """Repetition time in seconds; nan where the header has none that makes sense."""
+    data_offset: int
+    compressed: bool
+    num_file_bytes: int
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one volume."""
+        return math.prod(self.shape[:3]) * self.dtype.itemsize
+
+    @property
+    def num_frames(self) -> int:
+        """Volumes in the file."""
+        return math.prod(self.shape[3:])
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the header of a NIfTI-1 or NIfTI-2 file, plain or gzipped.
+
+    Raises
+    ------
+    RunError
+        Stage `open` or `header`: the file cannot be read, is no NIfTI file, or declares what cannot be.
+    """
+    try:
+        num_file_bytes = path.stat().st_size
+        with path.open("rb") as file:
+            first = file.read(64 * 1024)
+    except OSError as error:
+        raise RunError("open", _os_reason(path, error), "check the path, the link and the permissions") from None
+    compressed = first[:2] == GZIP_MAGIC
+    block = _inflate_start(first) if compressed else first
+    raw = _parse(block, path.name, compressed)
+    header = Header(
+        shape=_chk_shape(raw),
+        dtype=_chk_dtype(raw),
+        affine=_chk_affine(raw),
+        slope=_chk_scaling(raw)[0],
+        inter=_chk_scaling(raw)[1],
+        tr_s=_time_step_s(raw),
+        data_offset=_chk_offset(raw),
+        compressed=compressed,
+        num_file_bytes=num_file_bytes,
+    )
+    _chk_size(header)
+    return header
+
+
+def stream_rows(path: Path, header: Header, voxels: NDArray[np.intp], rows: NDArray[Any]) -> str:
+    """Read every frame once, in order, and keep the voxels asked for.
+
+    Parameters
+    ----------
+    path, header
+        The file and what `read_header` said of it.
+    voxels
+        (voxel,) positions in a stored frame (Fortran order, as NIfTI lays it out).
+    rows
+        (time, voxel), filled; of the file's own dtype in native byte order.
+
+    Returns
+    -------
+    str
+        XXH3-128 of the file's bytes as they lie on disk.
+
+    Raises
+    ------
+    RunError
+        Stage `data`: the stream is cut, damaged, or holds more frames than its header says.
+    """
+    return for_each_frame(path, header, lambda t, frame: np.take(frame, voxels, out=rows[t], mode="clip"))
+
+
+def for_each_frame(path: Path, header: Header, use: Callable[[int, NDArray[Any]], Any]) -> str:
+    """Call `use(t, frame)` for each frame, flat and in native byte order; return XXH3-128 of the file.
+
+    The frame's buffer is reused: it must not be kept. Errors are those of `stream_rows`.
+    """
+    buffer = bytearray(header.frame_bytes)
+    frame = np.frombuffer(buffer, header.dtype)
+    native = frame.view(header.dtype.newbyteorder("="))
+    try:
+        with path.open("rb", buffering=0) as file:
+            raw = _HashedFile(file)
+            stream = gzip_ng._GzipNGReader(raw, READ_BYTES) if header.compressed else raw
+            _skip(stream, header.data_offset)
+            for t in range(header.num_frames):
+                _read_exactly(stream, memoryview(buffer), f"in frame {t} of {header.num_frames}")
+                if not frame.dtype.isnative:
+                    native.byteswap(inplace=True)
+                use(t, native)
+            _chk_end(stream, header)
+            raw.read_to_end()
+            return raw.hexdigest()
+    except EOFError as error:
+        raise RunError("data", f"the gzip stream is cut short ({error})", "copy or make the file again") from None
+    except (*_DAMAGED, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise RunError("data", _os_reason(path, error), "check the disk, then run ingest again") from None
+        raise RunError("data", f"the gzip stream is damaged ({error})", "copy or make the file again") from None
+
+
+class _HashedFile(io.RawIOBase):
+    """A raw file whose bytes are hashed as they are read."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._hash = xxhash.xxh3_128()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count: int = self._file.readinto(buffer)  # type: ignore[attr-defined]
+        self._hash.update(memoryview(buffer)[:count])
+        return count
+
+    def read_to_end(self) -> None:
+        """Hash what the decoder has left unread (padding after the last member)."""
+        buffer = bytearray(READ_BYTES)
+        while self.readinto(buffer):
+            pass
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def _skip(stream: Any, num_bytes: int) -> None:
+    buffer = memoryview(bytearray(min(num_bytes, READ_BYTES)))
+    for start in range(0, num_bytes, READ_BYTES):
+        _read_exactly(stream, buffer[: num_bytes - start], "before the data")
+
+
+def _read_exactly(stream: Any, view: memoryview, where: str) -> None:
+    done = 0
+    while done < len(view):
+        count = stream.readinto(view[done:])
+        if not count:
+            raise RunError("data", f"the file ends {where}", "copy or make the file again")
+        done += count
+
+
+def _chk_end(stream: Any, header: Header) -> None:
+    """Read on to the end, which checks the gzip CRC; up to one frame of padding is let pass."""
+    extra, buffer = 0, bytearray(READ_BYTES)
+    while count := stream.readinto(buffer):
+        extra += count
+        if extra >= header.frame_bytes:
+            raise RunError(
+                "data",
+                f"the file holds more than the {header.num_frames} frames that its header declares",
+                "correct dim[4] in the header, or make the file again",
+            )
+
+
+def _inflate_start(first: bytes) -> bytes:
+    try:
+        return zlib.decompressobj(wbits=31).decompress(first, max(_HEADER_BYTES))
+    except zlib.error as error:
+        raise RunError("header", f"the gzip stream is damaged ({error})", "copy or make the file again") from None
+
+
+def _parse(block: bytes, name: str, compressed: bool) -> Any:
+    """nibabel's header object for the first bytes of a file."""
+    import nibabel
+
+    sizes = {int.from_bytes(block[:4], order) for order in ("little", "big")}
+    kind = nibabel.Nifti1Header if 348 in sizes else nibabel.Nifti2Header if 540 in sizes else None
+    if kind is None:
+        wanted = "" if compressed or not name.endswith(".gz") else "no gzip stream and "
+        raise RunError(
+            "header",
+            f"{wanted}not a NIfTI file (first bytes {block[:8]!r}, wanted 348 or 540 as an int32)",
+            "remove it or leave it out with --exclude",
+        )
+    needed = min(size for size in _HEADER_BYTES if size in sizes)
+    if len(block) < needed:
+        raise RunError("header", f"{len(block)} bytes, a header has {needed}", "copy or make the file again")
+    raw = kind(block[:needed], check=False)
+    magic = bytes(raw["magic"])[:3]
+    if magic in (b"ni1", b"ni2"):
+        raise RunError("header", "a .hdr/.img pair, not one file", "convert it to .nii.gz")
+    if magic not in (b"n+1", b"n+2"):
+        raise RunError("header", f"magic is {magic!r}, wanted 'n+1' or 'n+2'", "convert it to .nii.gz")
+    return raw
+
+
+def _chk_shape(raw: Any) -> tuple[int, ...]:
+    num_axes = int(raw["dim"][0])
+    if not 1 <= num_axes <= 7:
+        raise RunError("header", f"dim[0] is {num_axes}, allowed 1 to 7", "make the file again")
+    shape = tuple(int(size) for size in raw["dim"][1 : 1 + num_axes])
+    if min(shape) < 1:
+        raise RunError("header", f"a dimension is below 1: {shape}", "make the file again")
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape + (1,) * (3 - len(shape))
+
+
+def _chk_dtype(raw: Any) -> np.dtype[Any]:
+    try:
+        dtype: np.dtype[Any] = raw.get_data_dtype()
+    except KeyError as error:
+        raise RunError("header", f"unknown data type, code {error}", "convert it to int16 or float32") from None
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise RunError(
+            "header", f"values are {dtype}, wanted real numbers of at most 8 bytes", "convert it to float32"
+        )
+    return dtype
+
+
+def _chk_affine(raw: Any) -> NDArray[np.float64]:
+    try:
+        affine = np.asarray(raw.get_best_affine(), np.float64)
+    except (ValueError, ArithmeticError) as error:
+        raise RunError("header", f"its orientation makes no sense ({error})", "correct the sform") from None
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        rows = [[float(f"{x:.4g}") for x in row] for row in affine[:3]]
+        raise RunError("header", f"its affine is not finite and invertible: {rows}", "correct the sform")
+    return affine
+
+
+def _chk_scaling(raw: Any) -> tuple[float, float]:
+    """scl_slope and scl_inter; slope 0 or NaN means that there is no scaling."""
+    slope, inter = float(raw["scl_slope"]), float(raw["scl_inter"])
+    if slope == 0 or not math.isfinite(slope):
+        return (1.0, 0.0)
+    if not math.isfinite(inter):
+        raise RunError("header", f"scl_slope is {slope:g} but scl_inter {inter}", "correct the header")
+    return (slope, inter)
+
+
+def _chk_offset(raw: Any) -> int:
+    offset = float(raw["vox_offset"])
+    if not 0 <= offset < 2**31 or offset != int(offset):
+        raise RunError("header", f"data begin at byte {offset}", "make the file again")
+    return max(int(offset), 352 if int(raw["sizeof_hdr"]) == 348 else 544)
+
+
+def _chk_size(header: Header) -> None:
+    """Compare what the header declares with what the file can hold, before anything is allocated."""
+    declared = header.data_offset + header.frame_bytes * header.num_frames
+    most = header.num_file_bytes * (MAX_DEFLATE_RATIO if header.compressed else 1)
+    if declared > most:
+        holds = "can inflate to at most" if header.compressed else "has"
+        raise RunError(
+            "header",
+            f"declares {declared} bytes ({' x '.join(map(str, header.shape))} {header.dtype}), the file {holds} {most}",
+            "copy or make the file again",
+        )
+
+
+def _time_step_s(raw: Any) -> float:
+    factor = TIME_UNITS_S.get(int(raw["xyzt_units"]) & 0x38)
+    step = abs(float(raw["pixdim"][4]))
+    return step * factor if factor is not None and math.isfinite(step) and step > 0 else math.nan
+
+
+def _os_reason(path: Path, error: OSError) -> str:
+    if path.is_symlink() and not path.exists():
+        return "a broken link (with DataLad: not fetched yet)"
+    return f"cannot be read ({error.strerror or error})"
