@@ -1,0 +1,1 @@
+"""Subject-level predictions, metrics, baselines and the report."""
