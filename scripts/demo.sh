@@ -32,8 +32,8 @@ step ingest-fmri --src real --out real-shards --workers 1
 step python "$root/scripts/compare_with_nibabel.py" --src real --shards real-shards
 
 echo; echo "=== 2. a cohort whose connectivity differs between two groups, as fMRIPrep would leave it"
-step simulate-fmri --out cohort --subjects 120 --frames 120 --seed 1
-step ingest-fmri --src cohort --out shards --workers 2
+step simulate-fmri --out cohort --subjects 120 --frames 120 --seed 1 --effect-fc 0.4
+step ingest-fmri --src cohort --out shards --workers 2 --shard-size 32MB
 
 echo; echo "=== 3. three phases, each from the one before; deepspeed, torchrun and plain python"
 step deepspeed --num_accelerators 2 "$root/train.py" --phase 1 --preset tiny --shards shards --out runs/p1 \
