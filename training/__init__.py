@@ -1,0 +1,1 @@
+"""Model, objectives, DeepSpeed engine and checkpoints of the three phases."""

@@ -1,0 +1,59 @@
+"""The command line of `train.py`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from shards.errors import BoldstreamError
+from training.config import TrainConfig
+
+
+def main(argv: Sequence[str] | None = None, *, validate: Callable[..., float]) -> int:
+    """Parse flags and train.
+
+    Parameters
+    ----------
+    argv
+        Arguments; default: those of the process.
+    validate
+        Phase 3's score of the validation subjects, see `training.run.train`.
+
+    Returns
+    -------
+    int
+        Exit code, see `training.config`.
+    """
+    import tyro
+
+    from training.environment import rank_of_launcher
+
+    first = rank_of_launcher() == 0
+    try:
+        config = tyro.cli(
+            TrainConfig, args=argv, prog="train.py", use_underscores=True, config=(tyro.conf.FlagCreatePairsOff,)
+        )
+        _log_to_stderr(first)
+        return _train(config, validate)
+    except BoldstreamError as error:
+        if first:
+            print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _train(config: TrainConfig, validate: Callable[..., float]) -> int:
+    from training.run import train
+
+    return train(config, validate)
+
+
+def _log_to_stderr(first: bool) -> None:
+    """Rank 0 tells how it goes; the others only what is wrong."""
+    handler: logging.Handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    root: Any = logging.getLogger("training")
+    root.handlers = [handler]
+    root.propagate = False
+    root.setLevel(logging.INFO if first else logging.ERROR)

@@ -1,0 +1,277 @@
+"""What a training run is asked to do: the flags of `train.py`, and the presets behind them.
+
+Exit codes of `train.py`: 0 done; 1 internal error; 2 usage; 5 output folder unusable; 6 something
+differs (shard set, split, checkpoint, configuration); 7 damaged shards; 8 the loss became
+non-finite; 85 stopped by SIGTERM or SIGUSR1 with a checkpoint saved: start the same command again
+to continue (a Slurm script requeues on 85).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from shards.errors import UsageError
+
+EXIT_DIVERGED = 8
+EXIT_PREEMPTED = 85
+NO_INIT = "none"
+
+# Flags that may change between a run and its continuation: they do not touch the results.
+FREE_ON_RESUME = frozenset(
+    {"shards", "out", "init", "split", "resume", "threads", "log_every", "save_every", "keep_checkpoints"}
+    | {"deepspeed_config", "local_rank"}
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preset:
+    """A size of the model, and how each phase trains it; every value has a flag."""
+
+    latent: int
+    channels: tuple[int, ...]
+    blocks: int
+    width: int
+    depth: int
+    heads: int
+    batch_size: int
+    steps: tuple[int, int, int]
+    lr: tuple[float, float, float]
+
+
+PRESETS = {
+    "tiny": Preset(
+        latent=32,
+        channels=(32, 32),
+        blocks=1,
+        width=64,
+        depth=2,
+        heads=4,
+        batch_size=4,
+        steps=(120, 200, 40),
+        lr=(2e-3, 3e-3, 1e-4),
+    ),
+    "base": Preset(
+        latent=64,
+        channels=(64, 128, 256),
+        blocks=2,
+        width=384,
+        depth=8,
+        heads=6,
+        batch_size=16,
+        steps=(20000, 20000, 1000),
+        lr=(5e-4, 3e-4, 1e-4),
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train one phase: 1 autoencoder, 2 autoencoder + transformer, 3 encoder + transformer on a target.
+
+    Exit codes: 0 done, 2 usage, 5 output unusable, 6 something differs, 7 damaged shards, 8 non-finite
+    loss, 85 stopped by SIGTERM or SIGUSR1 with a checkpoint saved (the same command continues).
+    """
+
+    phase: Literal[1, 2, 3]
+    """Phase to train."""
+    shards: Path
+    """Folder of the shard set."""
+    out: Path
+    """Run folder to write: configuration, split, log, checkpoints, weights."""
+    init: str | None = None
+    """Run folder of the phase before (phase 3 also takes a phase 1), or 'none' to start from nothing."""
+    preset: Literal["tiny", "base"] = "base"
+    """Size of the model and length of the training; single values below override it."""
+
+    target: str | None = None
+    """Phase 3: column of participants.tsv to predict."""
+    target_kind: Literal["auto", "binary", "multiclass", "regression"] = "auto"
+    """Phase 3: what the column is; 'auto' decides from its values and says so."""
+    class_weights: bool = False
+    """Phase 3: weight classes by their inverse frequency among the training subjects."""
+
+    split: Path | None = None
+    """A split.json to use; without it phase 1 makes one and later phases inherit it."""
+    split_fractions: tuple[float, float, float] | None = None
+    """Shares of train, validation and test subjects (default 0.7 0.15 0.15)."""
+    split_seed: int | None = None
+    """Seed of the split (default 0)."""
+    split_group: str | None = None
+    """Column whose groups are never divided; default: a family column if there is one; 'none' for none."""
+    split_stratify: str | None = None
+    """Column whose values are spread evenly over the parts."""
+
+    window: str = "20"
+    """Window length in frames (20) or seconds (16s)."""
+    batch_size: int | None = None
+    """Windows per rank and step."""
+    accumulation: int = 1
+    """Batches per optimizer step."""
+    steps: int | None = None
+    """Optimizer steps; phase 3 with 0 stops at the closed-form probe."""
+    epochs: float | None = None
+    """Instead of --steps: passes over the training windows."""
+    lr: float | None = None
+    """Peak learning rate."""
+    warmup: float = 0.05
+    """Share of the steps that warms up linearly; a cosine to zero follows."""
+    weight_decay: float = 0.01
+    """AdamW's weight decay on matrices and kernels."""
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 for no clipping."""
+    seed: int = 0
+    """Seed of weights, data order and frame masks."""
+
+    latent: int | None = None
+    """Width of the frame latent."""
+    channels: tuple[int, ...] | None = None
+    """Channels of each convolution stage, multiples of 8."""
+    blocks: int | None = None
+    """Residual blocks of each stage after the first."""
+    width: int | None = None
+    """Width of the transformer."""
+    depth: int | None = None
+    """Layers of the transformer."""
+    heads: int | None = None
+    """Attention heads; width must divide by 2 * heads."""
+    dropout: float = 0.0
+    """Dropout of the transformer."""
+
+    pca_frames: int = 2048
+    """Phase 1: training frames whose principal components the autoencoder starts from; 0 starts at random."""
+    loss: Literal["huber", "l1", "mse"] = "huber"
+    """Phases 1 and 2: reconstruction loss inside the mask, on residuals (units of each voxel's SD)."""
+    active_weight: float = 0.0
+    """Phases 1 and 2: weight of the same loss on each frame's most active tenth of voxels."""
+    mask_fraction: float = 0.25
+    """Phase 2: share of each window's frames that are hidden and to be reconstructed."""
+    mask_span: int = 3
+    """Phase 2: hidden frames come in stretches of this many."""
+    contrast_weight: float = 0.0
+    """Phase 2: weight of the contrast of neighbouring frames against all others (InfoNCE)."""
+    contrast_temperature: float = 0.1
+    """Phase 2: temperature of that contrast."""
+
+    pool: Literal["cls", "mean", "moments"] = "moments"
+    """Phase 3: what the head sees of a window."""
+    encoder_lr_scale: float = 0.0
+    """Phase 3: learning rate of the encoder as a share of --lr; 0 keeps it frozen."""
+    sequence_lr_scale: float = 0.0
+    """Phase 3: learning rate of the transformer as a share of --lr; 0 keeps it frozen."""
+    patience: int = 4
+    """Phase 3: stop after this many validations without a better one."""
+
+    val_every: int | None = None
+    """Steps between validations (default: a fifth of the steps)."""
+    val_runs: int = 64
+    """Phases 1 and 2: validate on at most this many runs, spread over the validation subjects."""
+    log_every: int = 10
+    """Steps between lines of the log."""
+    save_every: int = 500
+    """Steps between checkpoints; one is always saved at the end and on SIGTERM or SIGUSR1."""
+    keep_checkpoints: int = 2
+    """Checkpoints to keep."""
+    resume: Literal["auto", "no"] = "auto"
+    """'auto' continues a run that its own folder holds; 'no' refuses a folder that holds one."""
+    threads: int = 2
+    """Threads that read and decode windows."""
+    deepspeed_config: Path | None = None
+    """DeepSpeed's JSON; its "auto" values are filled from these flags (default: ZeRO-1, fp32)."""
+    local_rank: int = 0
+    """Set by the deepspeed launcher; the environment decides."""
+
+    def __post_init__(self) -> None:
+        if self.phase == 3 and self.target is None:
+            raise UsageError("--phase 3 needs --target COLUMN, a column of participants.tsv")
+        if self.phase != 3 and self.target is not None:
+            raise UsageError(f"--target {self.target} belongs to --phase 3, not to --phase {self.phase}")
+        if self.phase == 1 and self.init not in (None, NO_INIT):
+            raise UsageError(f"--init {self.init}: phase 1 starts from nothing; leave --init out")
+        if self.phase > 1 and self.init is None:
+            raise UsageError(f"--phase {self.phase} needs --init DIR, the run of the phase before, or --init none")
+        if self.steps is not None and self.epochs is not None:
+            raise UsageError(f"--steps {self.steps} and --epochs {self.epochs} exclude each other; give one")
+        if self.split is not None and self.split_flags():
+            raise UsageError(f"--split {self.split} and {self.split_flags()[0]} exclude each other; give one")
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        positive = ("batch_size", "accumulation", "latent", "blocks", "width", "depth", "heads", "mask_span")
+        positive += ("val_every", "val_runs", "log_every", "save_every", "keep_checkpoints", "threads", "patience")
+        for name in positive:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name} {value}: must be at least 1")
+        lowest = ("steps", "epochs", "lr", "weight_decay", "clip", "active_weight", "contrast_weight", "pca_frames")
+        for name in (*lowest, "seed", "encoder_lr_scale", "sequence_lr_scale"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise UsageError(f"--{name} {value}: must be a number >= 0")
+        for name in ("warmup", "mask_fraction", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"--{name} {getattr(self, name)}: must lie in [0, 1)")
+        if self.contrast_temperature <= 0:
+            raise UsageError(f"--contrast_temperature {self.contrast_temperature}: must be above 0")
+        if self.phase < 3 and self.steps == 0:
+            raise UsageError(f"--steps 0 makes sense in phase 3 only (the closed-form probe), not in phase {self.phase}")
+        _check_architecture(architecture(self))
+
+    def split_flags(self) -> list[str]:
+        """Flags that ask for a split to be made, as given."""
+        names = ("split_fractions", "split_seed", "split_group", "split_stratify")
+        return [f"--{name}" for name in names if getattr(self, name) is not None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Architecture:
+    """The numbers that, with a mask, rebuild a model."""
+
+    latent: int
+    channels: tuple[int, ...]
+    blocks: int
+    width: int
+    depth: int
+    heads: int
+    dropout: float
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Architecture:
+        """Rebuild from JSON."""
+        return cls(**(values | {"channels": tuple(values["channels"])}))
+
+
+def architecture(config: TrainConfig) -> Architecture:
+    """The model's size: the preset's, with single flags on top."""
+    preset = asdict(PRESETS[config.preset])
+    names = ("latent", "channels", "blocks", "width", "depth", "heads")
+    given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    return Architecture(**({name: preset[name] for name in names} | given), dropout=config.dropout)
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """The same configuration with the preset's values written out; `steps` stays None under --epochs."""
+    preset = PRESETS[config.preset]
+    size = {name: value for name, value in asdict(architecture(config)).items() if name != "dropout"}
+    resolved = replace(
+        config,
+        **size,
+        batch_size=config.batch_size or preset.batch_size,
+        lr=preset.lr[config.phase - 1] if config.lr is None else config.lr,
+    )
+    if config.steps is None and config.epochs is None:
+        resolved = replace(resolved, steps=preset.steps[config.phase - 1])
+    return resolved
+
+
+def to_json(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as JSON values."""
+    return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
+
+
+def _check_architecture(size: Architecture) -> None:
+    if size.width % (2 * size.heads):
+        raise UsageError(f"--width {size.width} --heads {size.heads}: the width must divide by twice the heads")
+    if len(size.channels) < 2 or any(c < 8 or c % 8 for c in size.channels):
+        raise UsageError(f"--channels {size.channels}: at least two stages, each a multiple of 8")

@@ -1,0 +1,164 @@
+"""What a run starts from, opened and checked before anything is written."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.errors import MismatchError, UsageError
+from shards.loader import WindowLoader
+from shards.reader import ShardSet
+from shards.splits import Split, load_split, make_split
+from training.config import NO_INIT, TrainConfig
+from training.environment import Place
+from training.finetuning import check_subjects
+from training.targets import Target, known_numbers, learn_target
+from training.transfer import Init, open_init
+
+logger = logging.getLogger(__name__)
+
+FAMILY_COLUMNS = ("family", "family_id", "Pedigree_ID", "rel_family_id")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Shard set, split, earlier phase and target of a run.
+
+    Attributes
+    ----------
+    train_runs, val_runs
+        Numbers of the runs to train and validate on; in phase 3 those of subjects with a target.
+    train, val
+        Phase 3: subject to number. Empty otherwise.
+    """
+
+    shard_set: ShardSet
+    split: Split
+    init: Init | None
+    target: Target | None
+    train: dict[str, float]
+    val: dict[str, float]
+    train_runs: list[int]
+    val_runs: list[int]
+
+    @property
+    def hashes(self) -> dict[str, str | None]:
+        """Identity of what goes in."""
+        manifest = self.shard_set.manifest
+        return {
+            "set_hash": manifest.set_hash,
+            "mask_hash": manifest.mask_hash,
+            "split_hash": self.split.hash,
+            "init_hash": self.init.identity if self.init else None,
+        }
+
+
+def open_inputs(config: TrainConfig) -> Inputs:
+    """Open everything that the flags name.
+
+    Raises
+    ------
+    BoldstreamError
+        Whatever does not exist, does not fit together, or would leak test subjects.
+    """
+    shard_set = ShardSet(config.shards)
+    init = None
+    if config.init not in (None, NO_INIT):
+        init = open_init(Path(str(config.init)), config.phase, shard_set)
+    split = _split(config, shard_set, init)
+    train_runs, val_runs = split.runs(shard_set, "train"), split.runs(shard_set, "val")
+    if not train_runs:
+        raise UsageError(f"none of the split's {len(split.train)} training subjects is in {shard_set.folder}; make a split of it")
+    if config.phase < 3:
+        val_runs = _spread(val_runs, config.val_runs)
+        return Inputs(
+            shard_set=shard_set,
+            split=split,
+            init=init,
+            target=None,
+            train={},
+            val={},
+            train_runs=train_runs,
+            val_runs=val_runs,
+        )
+    values = shard_set.phenotype(str(config.target))
+    target = learn_target(str(config.target), values, _with_runs(shard_set, split.train), config.target_kind)
+    train = known_numbers(target, values, _with_runs(shard_set, split.train))
+    val = known_numbers(target, values, _with_runs(shard_set, split.val))
+    check_subjects(target, train, val)
+    return Inputs(
+        shard_set=shard_set,
+        split=split,
+        init=init,
+        target=target,
+        train=train,
+        val=val,
+        train_runs=[run for run in train_runs if shard_set.runs[run].subject in train],
+        val_runs=[run for run in val_runs if shard_set.runs[run].subject in val],
+    )
+
+
+def make_loader(
+    config: TrainConfig, place: Place, shard_set: ShardSet, runs: list[int], mode: str, *, alone: bool = False
+) -> WindowLoader:
+    """Loader of this rank's windows; `alone`: of all windows, as if there were one rank."""
+    options: dict[str, Any] = {} if alone else {"rank": place.rank, "world_size": place.world_size}
+    return WindowLoader(
+        shard_set,
+        runs=runs,
+        window=config.window,
+        batch_size=int(config.batch_size or 1),
+        mode="train" if mode == "train" else "tile",
+        seed=config.seed,
+        threads=config.threads,
+        pin_memory=place.device.type == "cuda",
+        **options,
+    )
+
+
+def _split(config: TrainConfig, shard_set: ShardSet, init: Init | None) -> Split:
+    if init is not None:
+        if config.split_flags():
+            raise UsageError(f"{config.split_flags()[0]}: the split is inherited from --init {init.folder}; leave it out")
+        if config.split is not None and load_split(config.split).hash != init.split.hash:
+            raise MismatchError(
+                f"--split {config.split}: hash {load_split(config.split).hash}, --init {init.folder} was trained with "
+                f"{init.split.hash}; its test subjects may have been seen, leave --split out"
+            )
+        return init.split
+    if config.split is not None:
+        return load_split(config.split)
+    group = _group_column(config, shard_set)
+    strata = shard_set.phenotype(config.split_stratify) if config.split_stratify else None
+    return make_split(
+        [entry.subject for entry in shard_set.runs],
+        groups=shard_set.phenotype(group) if group else None,
+        strata=strata,
+        fractions=config.split_fractions or (0.7, 0.15, 0.15),
+        seed=config.split_seed or 0,
+        rule={"group": group, "stratify": config.split_stratify},
+    )
+
+
+def _group_column(config: TrainConfig, shard_set: ShardSet) -> str | None:
+    if config.split_group is not None:
+        return None if config.split_group == "none" else config.split_group
+    table = shard_set.participants
+    found = next((name for name in FAMILY_COLUMNS if table is not None and name in table), None)
+    if found:
+        logger.info("split: families are kept together by the column %s; --split_group none to change that", found)
+    return found
+
+
+def _with_runs(shard_set: ShardSet, subjects: tuple[str, ...]) -> list[str]:
+    present = {entry.subject for entry in shard_set.runs}
+    return [subject for subject in subjects if subject in present]
+
+
+def _spread(runs: list[int], most: int) -> list[int]:
+    """At most so many runs, evenly spread."""
+    if len(runs) <= most:
+        return runs
+    return [runs[k * len(runs) // most] for k in range(most)]
