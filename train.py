@@ -1,4 +1,4 @@
-"""Train one phase: `python train.py --help`, or `deepspeed train.py ...`, `torchrun ... train.py ...`, `srun python train.py ...`."""
+"""Train one phase: `python train.py --help`; also under `deepspeed`, `torchrun` and `srun`."""
 
 from __future__ import annotations
 

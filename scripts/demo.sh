@@ -7,6 +7,7 @@ out=${1:-$root/demo}
 enter_environment demo
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export MPLBACKEND=Agg
+command -v nvidia-smi > /dev/null || export DS_ACCELERATOR=cpu # DeepSpeed warns at every start otherwise
 
 if [ -e "$out" ] && [ ! -e "$out/.boldstream-demo" ]; then
   echo "error: $out exists and is not a demo folder; name another: scripts/demo.sh FOLDER" >&2
@@ -36,7 +37,7 @@ step simulate-fmri --out cohort --subjects 120 --frames 120 --seed 1 --effect-fc
 step ingest-fmri --src cohort --out shards --workers 2 --shard-size 32MB
 
 echo; echo "=== 3. three phases, each from the one before; deepspeed, torchrun and plain python"
-step deepspeed --num_accelerators 2 "$root/train.py" --phase 1 --preset tiny --shards shards --out runs/p1 \
+step deepspeed -q --num_accelerators 2 "$root/train.py" --phase 1 --preset tiny --shards shards --out runs/p1 \
   --split_stratify group --split_fractions 0.6 0.15 0.25
 step torchrun --standalone --nproc_per_node 2 "$root/train.py" --phase 2 --preset tiny --shards shards --out runs/p2 --init runs/p1
 step python "$root/train.py" --phase 3 --preset tiny --shards shards --out runs/p3 --init runs/p2 --target group

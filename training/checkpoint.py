@@ -67,7 +67,9 @@ class Checkpoints:
         try:
             found = json.loads((self.folder / tag / IDENTITY).read_text())
         except (OSError, ValueError) as error:
-            raise CorruptShardError(f"{self.folder / tag}: {error}; {path} names it, restore it or remove {path}") from None
+            raise CorruptShardError(
+                f"{self.folder / tag}: {error}; {path} names it, restore it or remove {path}"
+            ) from None
         differing = [key for key in sorted({*found, *self.identity}) if found.get(key) != self.identity.get(key)]
         if differing:
             listing = "; ".join(f"{key}: found {found.get(key)}, now {self.identity.get(key)}" for key in differing)

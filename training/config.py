@@ -198,8 +198,8 @@ class TrainConfig:
         self._check_numbers()
 
     def _check_numbers(self) -> None:
-        positive = ("batch_size", "accumulation", "latent", "blocks", "width", "depth", "heads", "mask_span")
-        positive += ("val_every", "val_runs", "log_every", "save_every", "keep_checkpoints", "threads", "patience")
+        positive = ["batch_size", "accumulation", "latent", "blocks", "width", "depth", "heads", "mask_span"]
+        positive += ["val_every", "val_runs", "log_every", "save_every", "keep_checkpoints", "threads", "patience"]
         for name in positive:
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -215,7 +215,7 @@ class TrainConfig:
         if self.contrast_temperature <= 0:
             raise UsageError(f"--contrast_temperature {self.contrast_temperature}: must be above 0")
         if self.phase < 3 and self.steps == 0:
-            raise UsageError(f"--steps 0 makes sense in phase 3 only (the closed-form probe), not in phase {self.phase}")
+            raise UsageError(f"--steps 0 is for phase 3 only (the closed-form probe), not for phase {self.phase}")
         _check_architecture(architecture(self))
 
     def split_flags(self) -> list[str]:

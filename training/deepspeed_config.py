@@ -14,11 +14,39 @@ from shards.errors import UsageError
 from training.config import TrainConfig
 
 ALLOWED = frozenset(
-    """activation_checkpointing aio bf16 checkpoint comms_logger communication_data_type compile csv_monitor
-    data_types disable_allgather dump_state flops_profiler fp16 gradient_accumulation_steps gradient_clipping
-    gradient_predivide_factor log_level memory_breakdown optimizer prescale_gradients scheduler steps_per_print
-    tensorboard torch_autocast train_batch_size train_micro_batch_size_per_gpu wall_clock_breakdown wandb
-    zero_allow_untested_optimizer zero_force_ds_cpu_optimizer zero_optimization""".split()
+    {
+        "activation_checkpointing",
+        "aio",
+        "bf16",
+        "checkpoint",
+        "comms_logger",
+        "communication_data_type",
+        "compile",
+        "csv_monitor",
+        "data_types",
+        "disable_allgather",
+        "dump_state",
+        "flops_profiler",
+        "fp16",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+        "gradient_predivide_factor",
+        "log_level",
+        "memory_breakdown",
+        "optimizer",
+        "prescale_gradients",
+        "scheduler",
+        "steps_per_print",
+        "tensorboard",
+        "torch_autocast",
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "wall_clock_breakdown",
+        "wandb",
+        "zero_allow_untested_optimizer",
+        "zero_force_ds_cpu_optimizer",
+        "zero_optimization",
+    }
 )
 BETAS = (0.9, 0.95)
 EPS = 1e-8
@@ -50,7 +78,7 @@ def read_deepspeed_config(path: Path | None) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UsageError(f"--deepspeed_config {path}: {error}; give a DeepSpeed JSON such as those in deepspeed_configs/") from None
+        raise UsageError(f"--deepspeed_config {path}: {error}; give one such as those in deepspeed_configs/") from None
     if not isinstance(values, dict):
         raise UsageError(f"--deepspeed_config {path}: not a JSON object; give one such as those in deepspeed_configs/")
     unknown = sorted(set(values) - ALLOWED)

@@ -88,9 +88,7 @@ def _launcher_variables() -> None:
     """Set the variables of `LAUNCHER_VARIABLES` from srun's, or for a single process."""
     env = os.environ
     if "RANK" not in env and "SLURM_PROCID" in env and "SLURM_STEP_NUM_TASKS" in env:
-        env.update(
-            RANK=env["SLURM_PROCID"], WORLD_SIZE=env["SLURM_STEP_NUM_TASKS"], LOCAL_RANK=env["SLURM_LOCALID"]
-        )
+        env.update(RANK=env["SLURM_PROCID"], WORLD_SIZE=env["SLURM_STEP_NUM_TASKS"], LOCAL_RANK=env["SLURM_LOCALID"])
         env.setdefault("MASTER_PORT", str(20000 + int(env["SLURM_JOB_ID"]) % 20000))
         if "MASTER_ADDR" not in env:
             env["MASTER_ADDR"] = _first_host(env["SLURM_STEP_NODELIST"])

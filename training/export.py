@@ -157,7 +157,8 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Loaded
     split = load_split(folder / SPLIT)
     if split.hash != description["split_hash"]:
         raise MismatchError(
-            f"{folder / SPLIT}: hash {split.hash}, the model was trained with {description['split_hash']}; restore the file"
+            f"{folder / SPLIT}: hash {split.hash}, the model was trained with {description['split_hash']}; "
+            "restore the file"
         )
     target = _read_json(folder / TARGET) if description["phase"] == 3 else None
     return LoadedModel(model=model, config=_read_json(folder / CONFIG), target=target, split=split)

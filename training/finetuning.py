@@ -227,9 +227,7 @@ def _mean_and_covariance(windows: _Windows, latent: int, place: Place) -> tuple[
 
 
 @torch.no_grad()
-def _subject_features(
-    model: BoldModel, windows: _Windows, shard_set: ShardSet, place: Place
-) -> dict[str, Floats]:
+def _subject_features(model: BoldModel, windows: _Windows, shard_set: ShardSet, place: Place) -> dict[str, Floats]:
     """Frame-weighted mean of the raw window features of each subject, on every rank."""
     sums: dict[str, Floats] = {}
     frames: dict[str, int] = {}

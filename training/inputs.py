@@ -70,7 +70,9 @@ def open_inputs(config: TrainConfig) -> Inputs:
     split = _split(config, shard_set, init)
     train_runs, val_runs = split.runs(shard_set, "train"), split.runs(shard_set, "val")
     if not train_runs:
-        raise UsageError(f"none of the split's {len(split.train)} training subjects is in {shard_set.folder}; make a split of it")
+        raise UsageError(
+            f"{shard_set.folder}: holds none of the split's {len(split.train)} training subjects; make a split of it"
+        )
     if config.phase < 3:
         val_runs = _spread(val_runs, config.val_runs)
         return Inputs(
@@ -121,7 +123,8 @@ def make_loader(
 def _split(config: TrainConfig, shard_set: ShardSet, init: Init | None) -> Split:
     if init is not None:
         if config.split_flags():
-            raise UsageError(f"{config.split_flags()[0]}: the split is inherited from --init {init.folder}; leave it out")
+            flag = config.split_flags()[0]
+            raise UsageError(f"{flag}: the split is inherited from --init {init.folder}; leave it out")
         if config.split is not None and load_split(config.split).hash != init.split.hash:
             raise MismatchError(
                 f"--split {config.split}: hash {load_split(config.split).hash}, --init {init.folder} was trained with "

@@ -6,8 +6,6 @@ restarts or on anything that ran before.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,11 +39,10 @@ def hidden_frames(
         if valid < 2:
             continue
         wanted = min(max(1, round(fraction * valid)), valid - 1)
-        draws = hashes(math.ceil(valid / span) + 1, *key[row].tolist())
-        phase = int(draws[0] % np.uint64(span))
         # the window is cut into stretches from a random phase; whole stretches are hidden in random order
-        stretch = (np.arange(valid) + phase) // span
+        draws = hashes((valid + span - 2) // span + 2, *key[row].tolist())
+        phase = int(draws[0] % np.uint64(span))
         rank = np.argsort(np.argsort(draws[1:], kind="stable"), kind="stable")
-        order = np.argsort(np.append(rank, len(rank))[stretch], kind="stable")
+        order = np.argsort(rank[(np.arange(valid) + phase) // span], kind="stable")
         hidden[row, order[:wanted]] = True
     return hidden

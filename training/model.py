@@ -111,7 +111,9 @@ class BoldModel(nn.Module):
         output_BK = self.head(features_BF.to(self.head.weight.dtype)).float()
         return {"output": output_BK * self.output_scale + self.output_shift}
 
-    def tokens(self, q: Tensor, gain: Tensor, shift: Tensor | None, num_valid: Tensor, tr_s: Tensor) -> tuple[Tensor, Tensor]:
+    def tokens(
+        self, q: Tensor, gain: Tensor, shift: Tensor | None, num_valid: Tensor, tr_s: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Contextual latents `[B, L, D]` and CLS outputs `[B, W]` of phases 2 and 3."""
         latent_BLD = self.encode(self.volume.residual(q, gain, shift))
         context_BLD, cls_BW = self.sequence(latent_BLD, valid_frames(num_valid, q.shape[1]), tr_s)

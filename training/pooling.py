@@ -109,6 +109,11 @@ class Pool(nn.Module):
         D and the transformer's width.
     """
 
+    center: Tensor
+    whiten: Tensor
+    feature_mean: Tensor
+    feature_scale: Tensor
+
     def __init__(self, *, pool: str, latent: int, width: int) -> None:
         super().__init__()
         self.pool = pool

@@ -20,9 +20,7 @@ from training.encoder import Encoder
 
 
 @torch.no_grad()
-def start_at_principal_components(
-    encoder: Encoder, decoder: Decoder, volumes: Callable[[], Iterable[Tensor]]
-) -> None:
+def start_at_principal_components(encoder: Encoder, decoder: Decoder, volumes: Callable[[], Iterable[Tensor]]) -> None:
     """Set stem, trunks and output layer to the principal components of some frames.
 
     Parameters

@@ -20,7 +20,7 @@ from training.pooling import FeatureGroup
 
 Floats = NDArray[np.float64]
 
-PENALTIES = tuple(np.logspace(-4, 3, 15).tolist())
+PENALTIES = tuple(np.logspace(-5, 3, 17).tolist())
 ORDER = ("anti1", "anti2", "anti3")
 BUNDLES: dict[str, tuple[tuple[str, ...], ...]] = {
     "static": (("sym0",),),

@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -130,16 +131,18 @@ def train(config: TrainConfig, validate: Validate) -> int:
     with Interruption() as interruption:
         while step < num_steps and best.worse < config.patience:
             engine.train()
+            loss = 0.0
             for _ in range(config.accumulation):
                 batch = next(batches)
                 losses = task.losses(engine, batch, step)
                 mean, stop = _agree(losses, batch, interruption.asked, inputs, place, step)
+                loss += mean / config.accumulation
                 engine.backward(losses.per_window.mean())
                 engine.step()
                 progress.count(batch)
             step += 1
             if step % config.log_every == 0 or step == num_steps:
-                _log_step(journal, engine, progress, losses, mean, step)
+                _log_step(journal, engine, progress, losses, loss, step)
             if step % val_every == 0 or step == num_steps:
                 best = _validate(engine, task, journal, checkpoints, best, step)
             if stop or step % config.save_every == 0:
@@ -166,9 +169,7 @@ def train(config: TrainConfig, validate: Validate) -> int:
     return 0
 
 
-def _agree(
-    losses: Losses, batch: Batch, asked: bool, inputs: Inputs, place: Place, step: int
-) -> tuple[float, bool]:
+def _agree(losses: Losses, batch: Batch, asked: bool, inputs: Inputs, place: Place, step: int) -> tuple[float, bool]:
     """Mean loss over all ranks, and whether any rank was asked to stop.
 
     Raises
@@ -186,13 +187,12 @@ def _agree(
     runs = sorted({run for part in gather(broken, place) for run in part})
     names = ", ".join(inputs.shard_set.runs[run].run_id for run in runs[:10])
     raise NonFiniteLossError(
-        f"step {step}: the loss is {mean} in windows of {names}; look at these runs, or lower --lr; the last checkpoint is kept"
+        f"step {step}: the loss is {mean} in windows of {names}; look at these runs, or lower --lr; "
+        "the last checkpoint is kept"
     )
 
 
-def _validate(
-    engine: Any, task: Any, journal: Journal, checkpoints: Checkpoints, best: Best, step: int
-) -> Best:
+def _validate(engine: Any, task: Any, journal: Journal, checkpoints: Checkpoints, best: Best, step: int) -> Best:
     """Validate; phase 3 keeps the weights if they are better than all before."""
     engine.eval()
     with torch.no_grad():
@@ -210,15 +210,15 @@ def _validate(
     return Best(score=found["score"], step=step, file=name)
 
 
-def _log_step(journal: Journal, engine: Any, progress: Progress, losses: Losses, mean: float, step: int) -> None:
+def _log_step(journal: Journal, engine: Any, progress: Progress, losses: Losses, loss: float, step: int) -> None:
     norm = engine.get_global_grad_norm()
-    values = {"loss": mean, **{name: float(value) for name, value in losses.terms.items()}}
+    values = {"loss": loss, **{name: float(value) for name, value in losses.terms.items()}}
     values |= {"lr": engine.get_lr()[0], "grad_norm": None if norm is None else float(norm)}
     speed = progress.report(step)
     journal.write("train", step, **values, **speed)
     if engine.monitor.enabled and journal.writes:
         engine.monitor.write_events([(f"Train/{name}", values[name], step) for name in ("loss", "lr")])
-    logger.info("%s", progress.line(step, mean, speed))
+    logger.info("%s", progress.line(step, loss, speed))
 
 
 def _task(config: TrainConfig, place: Place, inputs: Inputs, validate: Validate) -> Pretraining | Finetuning:
@@ -238,7 +238,9 @@ def _task(config: TrainConfig, place: Place, inputs: Inputs, validate: Validate)
     )
 
 
-def _prepare(task: Pretraining | Finetuning, model: BoldModel, config: TrainConfig, place: Place, inputs: Inputs) -> dict[str, Any]:
+def _prepare(
+    task: Pretraining | Finetuning, model: BoldModel, config: TrainConfig, place: Place, inputs: Inputs
+) -> dict[str, Any]:
     """Whatever has a closed form: principal components (phase 1, on rank 0), probe (phase 3, all ranks)."""
     if isinstance(task, Finetuning):
         tiles = make_loader(config, place, inputs.shard_set, inputs.train_runs, "tile")
@@ -273,7 +275,8 @@ def _write_start(
         config.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"--out {config.out}: {error.strerror}; choose another folder") from None
-    record = to_json(config) | identity["inputs"] | {"world_size": identity["world_size"], "software": identity["software"]}
+    software = {name: version(name) for name in ("boldstream", "torch", "deepspeed")}
+    record = to_json(config) | identity["inputs"] | {"world_size": identity["world_size"], "software": software}
     write_atomic(config.out / CONFIG, json.dumps(record, indent=1) + "\n")
     write_atomic(config.out / DEEPSPEED_COPY, json.dumps(deepspeed_values, indent=1) + "\n")
     save_split(config.out / SPLIT, inputs.split)
@@ -285,15 +288,12 @@ def _identity(
     config: TrainConfig, inputs: Inputs, deepspeed_values: dict[str, Any], place: Place, loader: WindowLoader
 ) -> dict[str, Any]:
     """What a continuation must share with the run it continues."""
-    import deepspeed
-
     flags = {name: value for name, value in to_json(config).items() if name not in FREE_ON_RESUME}
     return {
         **json.loads(json.dumps(flags)),
         "inputs": inputs.hashes | {"window_frames": loader.window_frames},
         "deepspeed": json.loads(json.dumps(deepspeed_values)),
         "world_size": place.world_size,
-        "software": {"torch": torch.__version__, "deepspeed": deepspeed.__version__},
     }
 
 

@@ -34,6 +34,8 @@ def rotate(x_BHSE: Tensor, time_s_BS: Tensor, frequencies: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Multi-head self-attention with rotary positions in seconds and a padding mask."""
 
+    frequencies: Tensor
+
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads, self.dropout = heads, dropout

@@ -62,9 +62,7 @@ class Target:
         return asdict(self) | {"levels": list(self.levels)}
 
 
-def learn_target(
-    column: str, values: Mapping[str, str], train: Sequence[str], kind: str = "auto"
-) -> Target:
+def learn_target(column: str, values: Mapping[str, str], train: Sequence[str], kind: str = "auto") -> Target:
     """Decide what a column is from the training subjects' values.
 
     Parameters
@@ -86,7 +84,10 @@ def learn_target(
     """
     texts = [values[subject] for subject in train if subject in values]
     if len(texts) < 2 * MIN_PER_LEVEL:
-        raise UsageError(f"--target {column}: {len(texts)} of {len(train)} training subjects have a value; at least 4 must")
+        raise UsageError(
+            f"--target {column}: {len(texts)} of {len(train)} training subjects have a value, at least "
+            f"{2 * MIN_PER_LEVEL} needed; complete participants.tsv or choose another column"
+        )
     counts = Counter(texts)
     numbers = [_as_number(text) for text in texts]
     numeric = all(math.isfinite(number) for number in numbers)
@@ -97,7 +98,10 @@ def learn_target(
         return _measure(column, values, numbers)
     levels = sorted(counts, key=lambda text: (_as_number(text) if numeric else 0.0, text))
     if kind == "binary" and len(levels) != 2:
-        raise UsageError(f"--target {column}: binary needs 2 values, the training subjects have {len(levels)}: {_some(levels)}")
+        raise UsageError(
+            f"--target {column}: binary needs 2 values, the training subjects have {len(levels)} ({_some(levels)}); "
+            "choose another column or --target_kind"
+        )
     if not 2 <= len(levels) <= MAX_LEVELS:
         raise UsageError(
             f"--target {column}: {len(levels)} classes ({_some(levels)}), allowed 2 to {MAX_LEVELS}; choose another "
@@ -117,7 +121,7 @@ def known_numbers(target: Target, values: Mapping[str, str], subjects: Sequence[
     found = {subject: target.number(values[subject]) for subject in subjects if subject in values}
     unseen = sorted({values[subject] for subject, number in found.items() if number is None})
     if unseen:
-        logger.warning("target %s: no training subject has %s; such subjects are left out", target.column, _some(unseen))
+        logger.warning("target %s: no training subject has %s; left out", target.column, _some(unseen))
     return {subject: number for subject, number in found.items() if number is not None}
 
 
@@ -130,7 +134,7 @@ def level_weights(target: Target, numbers: Sequence[float]) -> NDArray[np.float6
 def _measure(column: str, values: Mapping[str, str], numbers: list[float]) -> Target:
     broken = next((text for text in values.values() if not math.isfinite(_as_number(text))), None)
     if broken is not None:
-        raise UsageError(f"--target {column}: regression needs numbers, found {broken!r}; write n/a for a missing value")
+        raise UsageError(f"--target {column}: regression needs numbers, found {broken!r}; write n/a where missing")
     std = float(np.std(numbers))
     if std == 0:
         raise UsageError(f"--target {column}: all training subjects have {numbers[0]:g}; choose another column")

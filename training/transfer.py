@@ -68,8 +68,8 @@ def open_init(folder: Path, phase: int, shard_set: ShardSet) -> Init:
     for part in ("train", "val"):
         if split.subjects(part) and not split.runs(shard_set, part):
             raise MismatchError(
-                f"--init {folder}: none of its {len(split.subjects(part))} {part} subjects is in {shard_set.folder}; give "
-                "the shard set that it was trained on, or one that was extended"
+                f"--init {folder}: none of its {len(split.subjects(part))} {part} subjects is in {shard_set.folder}; "
+                "give the shard set that it was trained on, or one that was extended"
             )
     return Init(folder=folder, description=description, split=split)
 
@@ -92,8 +92,8 @@ def transfer(model: BoldModel, init: Init) -> dict[str, Any]:
     for name in sorted(own.keys() & weights.keys()):
         if own[name].shape != weights[name].shape:
             raise MismatchError(
-                f"--init {init.folder}: {name} has shape {tuple(weights[name].shape)} there, {tuple(own[name].shape)} here; "
-                "use the --preset and size flags of that run"
+                f"--init {init.folder}: {name} has shape {tuple(weights[name].shape)} there, {tuple(own[name].shape)} "
+                "here; use the --preset and size flags of that run"
             )
     taken = own.keys() & weights.keys()
     model.load_state_dict({name: weights[name] for name in taken}, strict=False)

@@ -84,6 +84,10 @@ class Volume(nn.Module):
         geometry they belong to.
     """
 
+    mask: Tensor
+    lookup: Tensor
+    places: Tensor
+
     def __init__(self, mask_XYZ: np.ndarray) -> None:
         super().__init__()
         mask_XYZ = np.ascontiguousarray(mask_XYZ, dtype=bool)
