@@ -92,9 +92,7 @@ def test_only_the_first_rank_tells_why(
 @pytest.mark.parametrize(
     "arguments", [["--phase", "4"], ["--phase", "1", "--learning_rate", "1"], ["--phase", "1", "--batch_size", "many"]]
 )
-def test_a_flag_that_does_not_parse_is_a_usage_error(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_flag_that_does_not_parse_is_a_usage_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([*arguments, "--shards", "shards", "--out", "out"], validate=never)
     assert stop.value.code == 2

@@ -36,7 +36,9 @@ def shards(tmp_path: Path, make_shard_set) -> Path:
     return tmp_path / "shards"
 
 
-def some_model(mask: np.ndarray, phase: int, *, size: Architecture = SIZE, seed: int = 0, outputs: int = 3) -> BoldModel:
+def some_model(
+    mask: np.ndarray, phase: int, *, size: Architecture = SIZE, seed: int = 0, outputs: int = 3
+) -> BoldModel:
     """A model whose every parameter is away from its starting value."""
     torch.manual_seed(seed)
     model = BoldModel(size=size, mask_XYZ=mask, phase=phase, num_outputs=outputs if phase == 3 else 0)
@@ -134,8 +136,13 @@ def test_an_unknown_version_is_refused(make_run: MakeRun, mask: np.ndarray, chan
 
 @pytest.mark.parametrize(
     ("name", "error"),
-    [(MODEL, UsageError), (WEIGHTS, UsageError), (SPLIT, UsageError), (CONFIG, CorruptShardError)]
-    + [(TARGET, CorruptShardError)],
+    [
+        (MODEL, UsageError),
+        (WEIGHTS, UsageError),
+        (SPLIT, UsageError),
+        (CONFIG, CorruptShardError),
+        (TARGET, CorruptShardError),
+    ],
 )
 def test_a_missing_file_is_named(make_run: MakeRun, mask: np.ndarray, name: str, error: type[BoldstreamError]) -> None:
     folder = make_run(some_model(mask, 3))
@@ -154,7 +161,11 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("source", "phase", "fresh", "left"),
-    [(1, 2, {"sequence"}, set()), (1, 3, {"sequence", "pool", "head"}, {"decoder"}), (2, 3, {"pool", "head"}, {"decoder"})],
+    [
+        (1, 2, {"sequence"}, set()),
+        (1, 3, {"sequence", "pool", "head"}, {"decoder"}),
+        (2, 3, {"pool", "head"}, {"decoder"}),
+    ],
 )
 def test_transfer_takes_what_both_have_and_says_so(
     make_run: MakeRun,

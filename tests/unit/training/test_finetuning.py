@@ -60,17 +60,8 @@ def prepared(
     """An untrained model with its probe fitted on all subjects."""
     values = cohort.phenotype(column)
     target = learn_target(column, values, sorted(values))
-    config = resolve(
-        TrainConfig(
-            phase=3,
-            shards=cohort.folder,
-            out=Path("out"),
-            init="none",
-            preset="tiny",
-            target=column,
-            window=str(WINDOW),
-        )
-    )
+    flags: dict[str, Any] = {"shards": cohort.folder, "out": Path("out"), "init": "none", "preset": "tiny"}
+    config = resolve(TrainConfig(phase=3, target=column, window=str(WINDOW), **flags))
     loader = WindowLoader(cohort, window=WINDOW, batch_size=7, mode="tile")
     torch.manual_seed(0)
     model = BoldModel(size=SIZE, mask_XYZ=cohort.mask, phase=3, pool=pool, num_outputs=target.num_outputs)

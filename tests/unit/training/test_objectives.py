@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -108,3 +110,10 @@ def test_trivial_predictions_do_not_look_at_hidden_frames() -> None:
 def test_effective_rank() -> None:
     assert objectives.effective_rank(torch.eye(5)) == pytest.approx(5)
     assert objectives.effective_rank(torch.diag(torch.tensor([3.0, 0.0, 0.0]))) == pytest.approx(1)
+
+
+def test_contrast_of_one_window_by_hand() -> None:
+    # frames 0 and 1 point the same way, frame 2 at right angles to both; lengths do not matter
+    x, valid = torch.tensor([[[1.0, 0.0], [3.0, 0.0], [0.0, 2.0]]]), torch.ones(1, 3, dtype=torch.bool)
+    expected = (math.log((math.e + 1) / math.e) + 0.0 + math.log(2)) / 3
+    assert float(objectives.neighbour_contrast(x, valid, x, valid, 0, 1.0)) == pytest.approx(expected, rel=1e-5)
