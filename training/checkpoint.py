@@ -70,9 +70,10 @@ class Checkpoints:
             raise CorruptShardError(
                 f"{self.folder / tag}: {error}; {path} names it, restore it or remove {path}"
             ) from None
-        differing = [key for key in sorted({*found, *self.identity}) if found.get(key) != self.identity.get(key)]
+        before, now = _flat(found), _flat(self.identity)
+        differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
         if differing:
-            listing = "; ".join(f"{key}: found {found.get(key)}, now {self.identity.get(key)}" for key in differing)
+            listing = "; ".join(f"{key}: found {before.get(key)}, now {now.get(key)}" for key in differing)
             raise MismatchError(
                 f"{self.folder.parent} holds a run that differs: {listing}; restore these, or choose another --out"
             )
@@ -138,8 +139,10 @@ class Checkpoints:
             shutil.rmtree(final)
         (self.folder / temporary).rename(final)
         write_atomic(self.folder / LATEST, tag + "\n")
-        for old in sorted(self.folder.glob("step*"))[: -self.keep]:
-            shutil.rmtree(old)
+        # a folder of a later step was never named by `latest`: a crash came between
+        tags = sorted(path.name for path in self.folder.glob("step*"))
+        for old in [*tags[: tags.index(tag) + 1][: -self.keep], *tags[tags.index(tag) + 1 :]]:
+            shutil.rmtree(self.folder / old)
         for weights in self.folder.glob(f"{BEST}*"):
             if weights.name != pinned:
                 weights.unlink()
@@ -162,6 +165,14 @@ def restore_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
     np.random.set_state(state["numpy"])  # noqa: NPY002
     random.setstate(state["python"])
+
+
+def _flat(values: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested values under dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return flat
 
 
 def _sync_tree(folder: Path) -> None:

@@ -214,6 +214,8 @@ class TrainConfig:
                 raise UsageError(f"--{name} {getattr(self, name)}: must lie in [0, 1)")
         if self.contrast_temperature <= 0:
             raise UsageError(f"--contrast_temperature {self.contrast_temperature}: must be above 0")
+        if self.epochs == 0:
+            raise UsageError("--epochs 0: must be above 0; phase 3 alone can do without gradient steps, by --steps 0")
         if self.phase < 3 and self.steps == 0:
             raise UsageError(f"--steps 0 is for phase 3 only (the closed-form probe), not for phase {self.phase}")
         _check_architecture(architecture(self))

@@ -61,6 +61,7 @@ DEFAULT: dict[str, Any] = {
     },
     "steps_per_print": 1000000000,
 }
+REQUIRED = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
 # a number in the JSON, and the flag that says the same
 SAID_TWICE = {"train_micro_batch_size_per_gpu": "batch_size", "gradient_accumulation_steps": "accumulation"}
 
@@ -86,6 +87,7 @@ def read_deepspeed_config(path: Path | None) -> dict[str, Any]:
         raise UsageError(
             f"--deepspeed_config {path}: unknown key {unknown[0]!r}; allowed are {', '.join(sorted(ALLOWED))}"
         )
+    _check_sections(values, path)
     _check_precision(values, path)
     return values
 
@@ -121,13 +123,18 @@ def fill(values: dict[str, Any], config: TrainConfig, world_size: int) -> dict[s
         "tensorboard.job_name": "tensorboard",
     }
     filled = _fill(values, known, "")
-    for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
-        if filled.setdefault(key, known[key]) != known[key]:
+    for key in REQUIRED:
+        filled.setdefault(key, known[key])
+    for path in (*REQUIRED, "optimizer.params.lr", "optimizer.params.weight_decay"):
+        found = _at(filled, path)
+        if found is not None and found != known[path]:
+            flags = {"batch_size": batch_size, "accumulation": accumulation, "clip": config.clip, "lr": config.lr}
+            flags["weight_decay"] = config.weight_decay
+            given = ", ".join(f"--{name} {value}" for name, value in flags.items())
             raise UsageError(
-                f"--deepspeed_config: {key} is {filled[key]}, the flags give {known[key]} (--batch_size {batch_size}, "
-                f'--accumulation {accumulation}, {world_size} ranks); write "auto" or change the flag'
+                f"--deepspeed_config: {path} is {found}, the flags give {known[path]} ({given}, {world_size} ranks); "
+                'write "auto" or change the flag'
             )
-    filled.setdefault("gradient_clipping", config.clip)
     return filled
 
 
@@ -152,6 +159,23 @@ def check_device(values: dict[str, Any], device_type: str) -> None:
     """Refuse fp16 where the device cannot do it."""
     if values.get("fp16", {}).get("enabled") and device_type == "cpu":
         raise UsageError("--deepspeed_config: fp16 is not supported on CPU; use a bf16 or fp32 configuration")
+
+
+def _check_sections(values: dict[str, Any], path: Path) -> None:
+    for name in ("bf16", "fp16", "zero_optimization", "optimizer", "scheduler"):
+        if name in values and not isinstance(values[name], dict):
+            raise UsageError(f"--deepspeed_config {path}: {name} is {values[name]!r}, must be a JSON object")
+    stage = values.get("zero_optimization", {}).get("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        raise UsageError(f"--deepspeed_config {path}: ZeRO stage {stage!r}, allowed are 0, 1, 2, 3")
+
+
+def _at(values: dict[str, Any], path: str) -> Any:
+    """The value at a dotted path, or None."""
+    found: Any = values
+    for key in path.split("."):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
 
 
 def _check_precision(values: dict[str, Any], path: Path) -> None:

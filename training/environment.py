@@ -6,6 +6,7 @@ and writes to standard output; all three are settled here, before its import.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import socket
@@ -79,9 +80,18 @@ def enter(timeout_s: float = 1800.0) -> Place:
         device = torch.device(accelerator.device_name(), index)
     if not torch.distributed.is_initialized():
         deepspeed.init_distributed(timeout=timedelta(seconds=timeout_s), verbose=False)
+        atexit.register(_leave)
     return Place(
         rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]), local_rank=local_rank, device=device
     )
+
+
+def _leave() -> None:
+    """Close the process group; its threads abort the process if they outlive the interpreter."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _launcher_variables() -> None:

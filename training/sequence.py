@@ -77,7 +77,7 @@ class Sequence(nn.Module):
 
     def __init__(self, *, latent: int, width: int, depth: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.mask_latent = nn.Parameter(torch.zeros(latent))
+        self.mask_latent = nn.Parameter(0.02 * torch.randn(latent))  # not 0: its direction has a gradient
         self.cls = nn.Parameter(0.02 * torch.randn(width))
         self.inward = nn.Linear(latent, width)
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(depth))

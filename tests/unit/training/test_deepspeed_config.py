@@ -74,6 +74,34 @@ def test_a_number_against_a_flag_is_refused() -> None:
         fill({"train_micro_batch_size_per_gpu": 8}, resolve(config(batch_size=2)), 1)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"gradient_clipping": 0.5},
+        {"optimizer": {"type": "AdamW", "params": {"lr": 7.0}}},
+        {"optimizer": {"type": "AdamW", "params": {"weight_decay": 7.0}}},
+        {"gradient_accumulation_steps": 5},
+        {"train_batch_size": 999},
+    ],
+)
+def test_other_numbers_against_their_flags_are_refused(values: dict) -> None:
+    with pytest.raises(UsageError, match="the flags give"):
+        fill(values, resolve(config()), 1)
+
+
+def test_numbers_that_have_no_flag_are_taken() -> None:
+    values = {"optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": [0.8, 0.9]}}}
+    assert fill(values, resolve(config()), 1)["optimizer"]["params"]["betas"] == [0.8, 0.9]
+
+
+@pytest.mark.parametrize(
+    "values", [{"bf16": True}, {"fp16": None}, {"zero_optimization": 1}, {"zero_optimization": {"stage": 4}}]
+)
+def test_sections_of_the_wrong_shape_are_named(tmp_path: Path, values: dict) -> None:
+    with pytest.raises(UsageError, match=r"must be a JSON object|ZeRO stage"):
+        read(tmp_path, values)
+
+
 def test_numbers_count_where_the_flag_was_left_out() -> None:
     values = {"train_micro_batch_size_per_gpu": 7, "gradient_accumulation_steps": 3}
     taken = with_its_batch(config(), values)
