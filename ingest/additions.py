@@ -40,9 +40,7 @@ def new_runs(found: Scan, state: State) -> list[RunRecord]:
     return [record for record in unknown if not _failed_before(record, found, state)]
 
 
-def check_all(
-    records: Sequence[RunRecord], base: Path, config: IngestConfig
-) -> tuple[list[CheckedRun], list[Failure]]:
+def check_all(records: Sequence[RunRecord], base: Path, config: IngestConfig) -> tuple[list[CheckedRun], list[Failure]]:
     """Read every header, many at a time; runs that pass and failures, both in the order given."""
 
     def one(record: RunRecord) -> CheckedRun | Failure:

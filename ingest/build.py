@@ -161,9 +161,7 @@ def _chk_values(encoded: Encoded) -> None:
         raise RunError("constant", "no voxel in the mask varies in time", "check the run; a mask image perhaps?")
 
 
-def _row(
-    checked: CheckedRun, base: Path, digest: str, result: EncodedWithError, fd_mm: float
-) -> dict[str, Any]:
+def _row(checked: CheckedRun, base: Path, digest: str, result: EncodedWithError, fd_mm: float) -> dict[str, Any]:
     """A row of runs.tsv; its place in the shard is filled in when the shard is written."""
     record, encoded = checked.record, result.encoded
     varying = encoded.std > 0

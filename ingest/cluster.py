@@ -44,9 +44,7 @@ def build_all(jobs: Sequence[ShardJob], workers: int, report: Report) -> Generat
 
     names: dict[str, ShardJob] = {f"build-{job.name}": job for job in jobs}
     with _local_cluster(min(workers, len(jobs)), report) as client:
-        futures: list[Future] = [
-            client.submit(build_shard, job, key=key, pure=False) for key, job in names.items()
-        ]
+        futures: list[Future] = [client.submit(build_shard, job, key=key, pure=False) for key, job in names.items()]
         for future in as_completed(futures):
             try:
                 line = future.result()

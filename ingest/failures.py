@@ -49,9 +49,7 @@ class Failure:
     def of(cls, run_id: str, source: str, signature: tuple[tuple[str, int, int], ...], error: RunError) -> Failure:
         """Make the row for `error`; tabs and line ends become spaces."""
         reason, remedy = (" ".join(text.split()) for text in (error.reason, error.remedy))
-        return cls(
-            run_id=run_id, source=source, stage=error.stage, reason=reason, remedy=remedy, signature=signature
-        )
+        return cls(run_id=run_id, source=source, stage=error.stage, reason=reason, remedy=remedy, signature=signature)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able copy for the ledger."""

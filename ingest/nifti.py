@@ -252,9 +252,7 @@ def _chk_dtype(raw: Any) -> np.dtype[Any]:
     except KeyError as error:
         raise RunError("header", f"unknown data type, code {error}", "convert it to int16 or float32") from None
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise RunError(
-            "header", f"values are {dtype}, wanted real numbers of at most 8 bytes", "convert it to float32"
-        )
+        raise RunError("header", f"values are {dtype}, wanted real numbers of at most 8 bytes", "convert it to float32")
     return dtype
 
 

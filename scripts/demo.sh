@@ -33,7 +33,7 @@ step ingest-fmri --src real --out real-shards --workers 1
 step python "$root/scripts/compare_with_nibabel.py" --src real --shards real-shards
 
 echo; echo "=== 2. a cohort whose connectivity differs between two groups, as fMRIPrep would leave it"
-step simulate-fmri --out cohort --subjects 120 --frames 120 --seed 1 --effect-fc 0.4
+step simulate-fmri --out cohort --subjects 120 --frames 120 --seed 1 --effect-fc 0.3
 step ingest-fmri --src cohort --out shards --workers 2 --shard-size 32MB
 
 echo; echo "=== 3. three phases, each from the one before; deepspeed, torchrun and plain python"

@@ -32,9 +32,7 @@ def _record(bold: Path, root: Path, siblings: frozenset[str]) -> RunRecord:
     if not entities:
         folders = bold.parent.relative_to(root).parts
         subject, task = ("".join(folders), stem(bold.name)) if folders else (stem(bold.name), "")
-        return RunRecord(
-            subject=clean_label(subject) or "unnamed", task=clean_label(task), bold=bold, sidecar=sidecar
-        )
+        return RunRecord(subject=clean_label(subject) or "unnamed", task=clean_label(task), bold=bold, sidecar=sidecar)
     desc = entities.get("desc", "") + clean_label(rest.removeprefix("bold") if rest not in _PLAIN_SUFFIXES else "")
     return RunRecord(
         subject=entities["subject"],
