@@ -2,9 +2,10 @@
 
     python scripts/bench/stream.py [--out FILE.json]
 
-Writes a throw-away shard set of full-size runs (91 x 109 x 91, V = 228,483 voxels in a ball-shaped mask), then measures
-every contender in turn, round after round, on the same 20-frame windows at random starts with a warm
-page cache. Figures are medians over the rounds; the ratio is to np.load of the float32 window.
+Writes a throw-away shard set of full-size runs (91 x 109 x 91, V = 228,483 voxels in a ball-shaped mask), then
+measures every contender in turn, round after round, on the same 20-frame windows at random starts: with a warm
+page cache, and, where the name says cold, with the files dropped from it. Figures are medians over the rounds;
+the ratio is to np.load of the float32 window.
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ from shards.writer import EncodedRun, mask_to_nifti, write_atomic, write_manifes
 
 SHAPE, VOXELS, FRAMES, RUN_COUNT, LENGTH = (91, 109, 91), 228_483, 320, 3, 20
 WINDOWS = RUN_COUNT * (FRAMES // LENGTH)  # one epoch of the loader
-FILES = 16  # distinct .npy files
 
 
 def main() -> None:
@@ -131,7 +131,7 @@ def measure(folder: Path, rounds: int) -> list[dict[str, object]]:
     with ShardSet(folder) as shard_set:
         rng = np.random.default_rng(1)
         picks = [(int(rng.integers(RUN_COUNT)), int(rng.integers(FRAMES - LENGTH))) for _ in range(WINDOWS)]
-        for k, (run, start) in enumerate(picks[:FILES]):
+        for k, (run, start) in enumerate(picks):
             window = shard_set.read_window(run, start, LENGTH)
             np.save(folder / f"f4-{k}.npy", (window / 16).astype("f4"))
             np.save(folder / f"i1-{k}.npy", window)
@@ -143,14 +143,21 @@ def measure(folder: Path, rounds: int) -> list[dict[str, object]]:
             "ours: read_window, 1 thread": read_windows(shard_set, picks),
             "ours: WindowLoader, 1 thread": loader(shard_set, 1),
             "ours: WindowLoader, 2 threads": loader(shard_set, 2),
+            "cold: np.load, float32 window": np_load(folder, "f4"),
+            "cold: np.load, int8 window": np_load(folder, "i1"),
+            "cold: ours, 2 threads": loader(shard_set, 2),
         }
         times: dict[str, list[float]] = {name: [] for name in contenders}
         for number in range(rounds + 1):
             for name, run_once in contenders.items():
+                if name.startswith("cold"):
+                    forget(folder)
                 began = time.perf_counter()
                 run_once()
                 if number:  # the first round warms the page cache and the buffers
                     times[name].append((time.perf_counter() - began) / WINDOWS)
+            for path in folder.iterdir():
+                path.read_bytes()  # the next round is warm again
     reference = statistics.median(times["np.load, float32 window"])
     rows: list[dict[str, object]] = []
     for name, values in times.items():
@@ -160,12 +167,21 @@ def measure(folder: Path, rounds: int) -> list[dict[str, object]]:
     return rows
 
 
+def forget(folder: Path) -> None:
+    """Drop our own files from this machine's page cache; a host's cache may still hold them."""
+    for path in folder.iterdir():
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
 def np_load(folder: Path, kind: str) -> Callable[[], None]:
     """Load ready-made windows, one file each, as most training code does."""
 
     def run() -> None:
         for k in range(WINDOWS):
-            np.load(folder / f"{kind}-{k % FILES}.npy")
+            np.load(folder / f"{kind}-{k}.npy")
 
     return run
 
@@ -224,7 +240,7 @@ def loader(shard_set: ShardSet, threads: int) -> Callable[[], None]:
 
 def print_table(rows: list[dict[str, object]]) -> None:
     """Print a Markdown table."""
-    print(f"window: {LENGTH} frames x {VOXELS} voxels, random start, warm page cache")
+    print(f"window: {LENGTH} frames x {VOXELS} voxels, random start; page cache warm unless cold is said")
     print("| what | ms/window | windows/s | x np.load float32 |\n|---|---|---|---|")
     for row in rows:
         print(f"| {row['what']} | {row['ms_per_window']} | {row['windows_per_s']} | {row['ratio_to_np_load']} |")
