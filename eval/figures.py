@@ -72,9 +72,8 @@ def _forest(assessment: Assessment, target: Target) -> Drawing:
         uri=drawn(draw, 9.6, 1.3 + 0.42 * len(rows)),
         alt="; ".join(f"{row.model.label} {number(row.scores[metric.key].value)}" for row in rows),
         caption=f"Left: {metric.label} with 95 % intervals, better is further {better}.{chance} Right: how far "
-        f"our model is "
-        "ahead of each baseline on the same resamples. Look at the right panel for a comparison: an interval that "
-        "crosses 0 leaves the order open, whatever the intervals on the left look like.",
+        "our model is ahead of each baseline on the same resamples. Look at the right panel for a comparison: "
+        "an interval that crosses 0 leaves the order open, whatever the intervals on the left look like.",
     )
 
 
@@ -149,6 +148,6 @@ def _groups(assessment: Assessment, target: Target) -> Drawing:
         uri=drawn(draw, 8.6, 1.4 + 0.5 * len(groups)),
         alt="; ".join(f"{group.role} {group.name}: {number(group.ours.value)}" for group in groups),
         caption=f"{metric.label} with 95 % intervals within each site and each third of head motion. Look for a "
-        f"score that "
-        "lives in one group only. Groups are small: their intervals are wide, and a group of one class is undefined.",
+        "score that lives in one group only. Groups are small: their intervals are wide, and a "
+        "group of one class is undefined.",
     )

@@ -49,8 +49,7 @@ def roc(assessment: Assessment, target: Target) -> Drawing:
         uri=drawn(draw, 6.9, 4.3),
         alt="ROC curves of all models",
         caption="Each curve runs through all thresholds; the diagonal is chance. Look for a curve that lies "
-        "above another "
-        "everywhere. The steps are single subjects: coarse steps mean few of them.",
+        "above another everywhere. The steps are single subjects: coarse steps mean few of them.",
     )
 
 
@@ -111,8 +110,7 @@ def confusion(assessment: Assessment, target: Target) -> Drawing:
         uri=drawn(draw, side + 0.6, side),
         alt="Confusion matrix of our model",
         caption="Subjects of each true class (rows) by predicted class (columns), shaded by their share of the "
-        "row. Look for "
-        "a dark diagonal, and for pairs of classes that are mixed up.",
+        "row. Look for a dark diagonal, and for pairs of classes that are mixed up.",
     )
 
 

@@ -115,7 +115,8 @@ class WindowLoader:
         self.position = 0
         self.stats = LoaderStats()
         self._slots = [self._new_slot() for _ in range(look_ahead + 1)]
-        self.steps_per_epoch = order.num_steps(len(self._windows(0)), self.global_batch, drop_last=mode == "train")
+        self._num_windows = len(self._windows(0))  # the same in every epoch
+        self.steps_per_epoch = order.num_steps(self._num_windows, self.global_batch, drop_last=mode == "train")
         if not self.steps_per_epoch:
             raise UsageError(
                 f"{len(self._runs)} runs of at most {self._num_frames.max()} frames give less than one global batch of "
@@ -131,7 +132,7 @@ class WindowLoader:
             "seed": self._seed,
             "global_batch": self.global_batch,
             "window_frames": self.window_frames,
-            "num_windows": len(self._windows(0)),
+            "num_windows": self._num_windows,
             "set_hash": self._set.manifest.set_hash,
         }
 

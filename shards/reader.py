@@ -122,7 +122,7 @@ class ShardSet:
         first, last = start // per_chunk, (start + num_frames - 1) // per_chunk
         bounds = self._chunk_bounds(run)
         base = int(bounds[first])
-        data = memoryview(self._files.read(entry.shard, entry.bold_offset + base, int(bounds[last + 1]) - base))
+        data = memoryview(self.read_stored(run, base, int(bounds[last + 1]) - base))
         where = f"{self.folder / entry.shard} ({entry.run_id})"
         scratch = None
         for chunk in range(first, last + 1):
@@ -138,6 +138,11 @@ class ShardSet:
             chunks.decode_chunk(stored, scratch, where)
             target[:] = scratch[low - begin : high - begin]
         return out
+
+    def read_stored(self, run: int, start: int, num_bytes: int) -> bytes:
+        """Bytes of a run's `.bold` member as they lie in the shard, from byte `start` of the member."""
+        entry = self.runs[run]
+        return self._files.read(entry.shard, entry.bold_offset + start, num_bytes)
 
     def statistics(self, run: int) -> RunStatistics:
         """Mean, SD and scale of a run's voxels."""
@@ -285,7 +290,7 @@ class ShardSet:
         where = f"{self.folder / entry.shard} ({entry.run_id})"
         if size >= entry.bold_bytes:
             raise CorruptShardError(f"{where}: too small for its {entry.num_frames} frames; restore the file")
-        table = self._files.read(entry.shard, entry.bold_offset + entry.bold_bytes - size, size)
+        table = self.read_stored(run, entry.bold_bytes - size, size)
         bounds = chunks.parse_index(table, entry.bold_bytes, where)
         with self._lock:
             self._bounds[run] = bounds

@@ -57,10 +57,9 @@ class ShardSetStore(Store):
         run_id, _, chunk = key.partition("/")
         if chunk != CHUNK or run_id not in self._number:
             return None
-        entry = self._set.runs[self._number[run_id]]
-        start, stop = _bounds(entry.bold_bytes, byte_range)
-        data = self._set._files.read(entry.shard, entry.bold_offset + start, stop - start)
-        return prototype.buffer.from_bytes(data)
+        number = self._number[run_id]
+        start, stop = _bounds(self._set.runs[number].bold_bytes, byte_range)
+        return prototype.buffer.from_bytes(self._set.read_stored(number, start, stop - start))
 
     def _metadata(self, run_id: str) -> bytes:
         manifest = self._set.manifest

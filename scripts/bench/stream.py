@@ -202,10 +202,9 @@ def bare_zstd(shard_set: ShardSet, picks: list[tuple[int, int]]) -> Callable[[],
     stored = []
     for run, start in picks:
         bounds = shard_set._chunk_bounds(run)
-        place = shard_set.runs[run]
         for chunk in range(start, start + LENGTH):
             size = int(bounds[chunk + 1] - bounds[chunk])
-            data = shard_set._files.read(place.shard, place.bold_offset + int(bounds[chunk]), size)
+            data = shard_set.read_stored(run, int(bounds[chunk]), size)
             stored.append(data[:-CRC_BYTES])
     target = np.empty(VOXELS, "i1")
 
