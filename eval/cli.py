@@ -11,9 +11,11 @@ import logging
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from eval.config import ReportConfig
 from shards.errors import EXIT_INTERRUPTED, EXIT_OK, BoldstreamError
+from shards.flags import read_flags
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,12 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        config = tyro.extras.subcommand_cli_from_dict(
+        parse = partial(
+            tyro.extras.subcommand_cli_from_dict,
             {"report": ReportConfig},
             prog="eval-fmri",
             description="Score a trained model per subject, beside simple baselines.",
             args=arguments,
         )
+        config = read_flags(parse, "eval-fmri report")
         report(config, shlex.join(["eval-fmri", *arguments]))
     except BoldstreamError as error:
         print(f"error: {error}", file=sys.stderr)

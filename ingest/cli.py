@@ -8,11 +8,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ingest.config import IngestConfig
 from ingest.sizes import format_size, plural
 from shards.errors import EXIT_INTERRUPTED, BoldstreamError
+from shards.flags import read_flags
 
 if TYPE_CHECKING:
     from ingest.summary import Summary
@@ -61,13 +63,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str] | None) -> IngestConfig:
     import tyro
 
-    return tyro.cli(
+    parse = partial(
+        tyro.cli,
         IngestConfig,
         prog="ingest-fmri",
         description=_DESCRIPTION,
         args=None if argv is None else list(argv),
-        config=(tyro.conf.FlagCreatePairsOff,),
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
     )
+    return read_flags(parse, "ingest-fmri")
 
 
 def _report(config: IngestConfig, summary: Summary) -> None:

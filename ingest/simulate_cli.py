@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import re
 import sys
 import time
 from collections.abc import Sequence
 
 from ingest.simulate_config import SimulateConfig
-from shards.errors import EXIT_INTERRUPTED, EXIT_OK, BoldstreamError, UsageError
+from shards.errors import EXIT_INTERRUPTED, EXIT_OK, BoldstreamError
+from shards.flags import read_flags
 
 _SECONDS_BETWEEN_LINES = 60.0
 
@@ -40,24 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> SimulateConfig:
-    """Read the flags; tyro's framed complaints become one line."""
     import tyro
 
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(SimulateConfig, prog="simulate-fmri", args=argv)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise UsageError(_one_line(said.getvalue())) from None
-
-
-def _one_line(framed: str) -> str:
-    """Take the sentences out of a box drawn with lines."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", framed)
-    lines = [re.sub(r"[─│╭╮╰╯┌┐└┘|+-]{3,}|[│╭╮╰╯┌┐└┘─]", " ", line).strip() for line in plain.splitlines()]
-    return re.sub(r"\s+", " ", " ".join(line for line in lines if line)).strip()
+    return read_flags(lambda: tyro.cli(SimulateConfig, prog="simulate-fmri", args=argv), "simulate-fmri")
 
 
 def _run(config: SimulateConfig) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from shards.errors import BoldstreamError
+from shards.flags import read_flags
 from training.config import TrainConfig
 
 
@@ -32,9 +34,9 @@ def main(argv: Sequence[str] | None = None, *, validate: Callable[..., float]) -
 
     first = rank_of_launcher() == 0
     try:
-        config = tyro.cli(
-            TrainConfig, args=argv, prog="train.py", use_underscores=True, config=(tyro.conf.FlagCreatePairsOff,)
-        )
+        flags_only = (tyro.conf.FlagCreatePairsOff,)
+        parse = partial(tyro.cli, TrainConfig, args=argv, prog="train.py", use_underscores=True, config=flags_only)
+        config = read_flags(parse, "train.py")
         _log_to_stderr(first)
         return _train(config, validate)
     except BoldstreamError as error:
