@@ -32,6 +32,7 @@ from ingest.simulate_bids import (
     bold_json,
     bold_json_path,
     bold_path,
+    confounds_json_path,
     confounds_path,
     dataset_description,
     mask_path,
@@ -42,7 +43,7 @@ from ingest.simulate_bids import (
 )
 from ingest.simulate_cohort import Subject, make_cohort
 from ingest.simulate_config import SimulateConfig
-from ingest.simulate_confounds import confound_columns, confounds_tsv, draw_motion
+from ingest.simulate_confounds import confound_columns, confounds_json, confounds_tsv, draw_motion
 from ingest.simulate_regions import Population, make_population, region_series
 from ingest.simulate_volumes import FrameSignals, paint, write_bold, write_volume
 from shards.errors import BoldstreamError, ConfigDiffersError, OutputError
@@ -233,7 +234,7 @@ def _work(subject: Subject) -> None:
 
 
 def write_subject(config: SimulateConfig, anatomy: Anatomy, population: Population, subject: Subject) -> None:
-    """Write the four files of one subject; they depend on nothing but the arguments.
+    """Write the files of one subject; they depend on nothing but the arguments.
 
     Raises
     ------
@@ -249,8 +250,9 @@ def write_subject(config: SimulateConfig, anatomy: Anatomy, population: Populati
     with atomic_file(bold) as file:
         blocks = signals.watch(paint(config, anatomy, subject, series_TR, motion))
         write_bold(file, anatomy, blocks, config.frames, config.tr_s)
-    columns = confound_columns(motion, signals.columns(), config.tr_s)
+    columns, components = confound_columns(config, motion, signals.columns(), signals.tissue_TV())
     write_atomic(config.out / confounds_path(label), confounds_tsv(columns))
+    write_atomic(config.out / confounds_json_path(label), confounds_json(components))
     with atomic_file(config.out / mask_path(label)) as file:
         write_volume(file, anatomy, anatomy.mask.astype(np.uint8))
     write_atomic(config.out / bold_json_path(label), bold_json(config))

@@ -4,7 +4,7 @@
     participants.tsv, participants.json
     atlas-boldstream_dseg.nii.gz, .tsv
     sub-0001/func/
-        sub-0001_task-rest_desc-confounds_timeseries.tsv
+        sub-0001_task-rest_desc-confounds_timeseries.tsv, .json
         sub-0001_task-rest_space-MNI152NLin2009cAsym_desc-brain_mask.nii.gz
         sub-0001_task-rest_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz, .json
     simulation.json
@@ -36,7 +36,7 @@ PARTICIPANTS_JSON = "participants.json"
 ATLAS = "atlas-boldstream_dseg.nii.gz"
 ATLAS_TABLE = "atlas-boldstream_dseg.tsv"
 ROOT_FILES = (DESCRIPTION, PARTICIPANTS, PARTICIPANTS_JSON, ATLAS, ATLAS_TABLE)
-SIMULATION_VERSION = 1
+SIMULATION_VERSION = 2
 """Rises when the same flags give other bytes."""
 
 _TASK = "task-rest"
@@ -46,6 +46,11 @@ _SPACE = "space-MNI152NLin2009cAsym"
 def confounds_path(subject: str) -> str:
     """Return the confounds table, relative to the root."""
     return f"{_prefix(subject)}_{_TASK}_desc-confounds_timeseries.tsv"
+
+
+def confounds_json_path(subject: str) -> str:
+    """Return the side-car of the confounds table, relative to the root."""
+    return confounds_path(subject).removesuffix(".tsv") + ".json"
 
 
 def mask_path(subject: str) -> str:
@@ -65,7 +70,8 @@ def bold_json_path(subject: str) -> str:
 
 def subject_files(subject: str) -> tuple[str, ...]:
     """Return all files of one subject, relative to the root."""
-    return (confounds_path(subject), mask_path(subject), bold_path(subject), bold_json_path(subject))
+    confounds = (confounds_path(subject), confounds_json_path(subject))
+    return (*confounds, mask_path(subject), bold_path(subject), bold_json_path(subject))
 
 
 def _prefix(subject: str) -> str:

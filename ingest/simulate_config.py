@@ -56,6 +56,8 @@ class SimulateConfig:
     """Members of a family with siblings (at least 2)."""
     motion: float = 0.02
     """Expected fraction of frames with a head jerk, visible in confounds and images."""
+    non_steady: int = 0
+    """Frames at the start that are too bright since magnetisation is not yet steady (0 to 5), marked in confounds."""
     missing: float = 0.02
     """Fraction of subjects whose sex, age and group (drawn for each column) read n/a in participants.tsv."""
     seed: int = 0
@@ -95,6 +97,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("families", 0, 1),
     ("family_size", 2, _NO_LIMIT),
     ("motion", 0, 0.5),
+    ("non_steady", 0, 5),
     ("missing", 0, 1),
     ("seed", 0, _NO_LIMIT),
     ("workers", 1, _NO_LIMIT),

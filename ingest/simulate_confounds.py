@@ -5,7 +5,9 @@ Axes: T frame; the six rigid-body parameters are three translations in mm and th
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +24,11 @@ HIGH_PASS_S = 128.0
 DRIFT_STEP_MM = 0.01
 JERK_MM = 0.6
 """Mean size of a jerk along each axis."""
+OUTLIER_FD_MM = 0.5
+OUTLIER_DVARS = 1.5
+"""Above these, fMRIPrep marks a frame as motion_outlier."""
+RETAINED_VARIANCE = 0.5
+"""CompCor's components are retained until they explain this part of the variance, as in fMRIPrep."""
 JERK_SPREAD = 0.5
 """SD over subjects of the logarithm of the rate of jerks."""
 
@@ -54,39 +61,91 @@ def framewise_displacement(parameters_T6: Array) -> Array:
     return np.concatenate([[np.nan], fd_mm])
 
 
-def cosine_drifts(num_frames: int, tr_s: float) -> dict[str, Array]:
-    """Return the discrete cosine columns that high-pass at 128 s; none for short runs."""
-    order = int(2 * num_frames * tr_s / HIGH_PASS_S)
-    phase = (np.arange(num_frames) + 0.5) * np.pi / num_frames
-    return {f"cosine{k - 1:02d}": np.sqrt(2 / num_frames) * np.cos(k * phase) for k in range(1, order + 1)}
+def cosine_drifts(config: SimulateConfig) -> dict[str, Array]:
+    """Return the discrete cosine columns that high-pass at 128 s; none for short runs, 0 in non-steady frames."""
+    num_steady = config.frames - config.non_steady
+    order = int(2 * num_steady * config.tr_s / HIGH_PASS_S)
+    phase = (np.arange(num_steady) + 0.5) * np.pi / num_steady
+    start = np.zeros(config.non_steady)
+    return {
+        f"cosine{k - 1:02d}": np.concatenate([start, np.sqrt(2 / num_steady) * np.cos(k * phase)])
+        for k in range(1, order + 1)
+    }
 
 
-def confound_columns(motion: HeadMotion, tissue: dict[str, Array], tr_s: float) -> dict[str, Array]:
-    """Assemble the table: motion and tissue signals with their expansions, FD, DVARS and cosines.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Component:
+    """A principal component of tissue voxels (T,), with its singular value and part of the variance."""
+
+    series_T: Array
+    singular_value: float
+    variance_explained: float
+
+
+def tissue_components(tissue_TV: Array, drifts: dict[str, Array], num_non_steady: int) -> list[Component]:
+    """Return aCompCor's components (Behzadi 2007), as many as explain half of the variance, the largest first.
+
+    As fMRIPrep has them: steady frames only, cosines taken out, voxels scaled to unit variance, 0 in other frames.
+    """
+    steady_TV = tissue_TV[num_non_steady:]
+    basis = np.stack([np.ones(len(tissue_TV)), *drifts.values()], axis=1)[num_non_steady:]
+    residual_TV = steady_TV - basis @ np.linalg.lstsq(basis, steady_TV, rcond=None)[0]
+    sd_V = residual_TV.std(axis=0)
+    series, singular, _ = np.linalg.svd(residual_TV / np.where(sd_V > 0, sd_V, 1), full_matrices=False)
+    explained = singular**2 / (singular**2).sum()
+    num_retained = int(np.searchsorted(np.cumsum(explained), RETAINED_VARIANCE)) + 1
+    components = []
+    for k in range(num_retained):
+        sign = np.sign(series[np.abs(series[:, k]).argmax(), k])
+        series_T = np.concatenate([np.zeros(num_non_steady), sign * series[:, k]])
+        components.append(
+            Component(series_T=series_T, singular_value=float(singular[k]), variance_explained=float(explained[k]))
+        )
+    return components
+
+
+def confound_columns(
+    config: SimulateConfig, motion: HeadMotion, signals: dict[str, Array], tissue_TV: Array
+) -> tuple[dict[str, Array], dict[str, Component]]:
+    """Assemble the table, with what nilearn's strategies ask for.
 
     Parameters
     ----------
+    config : SimulateConfig
+        For TR and non-steady frames.
     motion : HeadMotion
         From `draw_motion`.
-    tissue : dict of float arrays (T,)
+    signals : dict of float arrays (T,)
         `csf`, `white_matter`, `global_signal` and `std_dvars`, measured on the images.
-    tr_s : float
-        Repetition time.
+    tissue_TV : float array (T, V)
+        Voxels of white matter and CSF, for CompCor.
 
     Returns
     -------
-    dict of float arrays (T,)
+    columns : dict of float arrays (T,)
         By column name, in the order of the file; nan is `n/a`.
+    components : dict of Component
+        Those of the columns that are CompCor's.
     """
     columns: dict[str, Array] = {}
     for name in ("csf", "white_matter", "global_signal"):
-        columns |= _expansions(name, tissue[name])
-    columns["std_dvars"] = tissue["std_dvars"]
-    columns["framewise_displacement"] = framewise_displacement(motion.parameters_T6)
-    columns |= cosine_drifts(len(motion.parameters_T6), tr_s)
+        columns |= _expansions(name, signals[name])
+    fd_mm = framewise_displacement(motion.parameters_T6)
+    columns |= {"std_dvars": signals["std_dvars"], "framewise_displacement": fd_mm}
+    drifts = cosine_drifts(config)
+    found = tissue_components(tissue_TV, drifts, config.non_steady)
+    components = {f"a_comp_cor_{k:02d}": component for k, component in enumerate(found)}
+    columns |= {name: component.series_T for name, component in components.items()} | drifts
+    columns |= _one_hot("non_steady_state_outlier", np.arange(config.frames) < config.non_steady)
     for k, name in enumerate(MOTION_COLUMNS):
         columns |= _expansions(name, motion.parameters_T6[:, k])
-    return columns
+    columns |= _one_hot("motion_outlier", (fd_mm > OUTLIER_FD_MM) | (signals["std_dvars"] > OUTLIER_DVARS))
+    return columns, components
+
+
+def _one_hot(name: str, marked_T: npt.NDArray[np.bool_]) -> dict[str, Array]:
+    """A column for each marked frame."""
+    return {f"{name}{k:02d}": 1.0 * (np.arange(len(marked_T)) == t) for k, t in enumerate(np.flatnonzero(marked_T))}
 
 
 def _expansions(name: str, values_T: Array) -> dict[str, Array]:
@@ -105,3 +164,21 @@ def confounds_tsv(columns: dict[str, Array]) -> str:
     for row in zip(*columns.values(), strict=True):
         lines.append("\t".join("n/a" if np.isnan(value) else f"{value:.8g}" for value in row))
     return "\n".join(lines) + "\n"
+
+
+def confounds_json(components: dict[str, Component]) -> str:
+    """Return the table's side-car, with fMRIPrep's keys."""
+    about: dict[str, dict[str, Any]] = {}
+    cumulative = 0.0
+    for name, component in components.items():
+        cumulative += component.variance_explained
+        about[name] = {
+            "CumulativeVarianceExplained": round(cumulative, 10),
+            "Mask": "combined",
+            "Method": "aCompCor",
+            "Retained": True,
+            "SingularValue": round(component.singular_value, 10),
+            "VarianceExplained": round(component.variance_explained, 10),
+        }
+    about |= {name: {"Method": "Mean"} for name in ("csf", "global_signal", "white_matter")}
+    return json.dumps(about, indent=2) + "\n"

@@ -30,6 +30,10 @@ GLOBAL_PERCENT = 0.15
 JERK_RESIDUAL = 0.1
 """Fraction of a jerk that realignment leaves in the image."""
 JERK_LOSS_PERCENT_PER_MM = 0.5
+NON_STEADY_GAIN = 0.2
+"""Of frame 0, relative; it halves from frame to frame."""
+NUM_TISSUE_VOXELS = 1000
+"""Most white matter and CSF voxels whose series are kept."""
 _VALUES_PER_BLOCK = 2_000_000
 
 
@@ -61,7 +65,9 @@ def paint(
     noise_sd = float(mean_V.mean()) * site_gain(config, subject) / TSNR
     common_T = (_drift(config, rng) + _global_signal(config, rng)) / 100
     jerk_mm_T = np.linalg.norm(motion.jerk_mm_T3, axis=1)
-    common_T = (common_T - JERK_LOSS_PERCENT_PER_MM / 100 * jerk_mm_T).astype(np.float32)
+    common_T = common_T - JERK_LOSS_PERCENT_PER_MM / 100 * jerk_mm_T
+    common_T[: config.non_steady] += NON_STEADY_GAIN * 0.5 ** np.arange(config.non_steady)
+    common_T = common_T.astype(np.float32)
     residual_mm_T3 = (JERK_RESIDUAL * motion.jerk_mm_T3).astype(np.float32)
     start = 0
     for noise_NV in _smooth_ar1_noise(config, anatomy, rng):
@@ -113,13 +119,16 @@ def _smooth_ar1_noise(
 
 
 class FrameSignals:
-    """Tissue means and DVARS of a run, measured block by block."""
+    """Tissue means, DVARS and some tissue voxels of a run, measured block by block."""
 
     def __init__(self, anatomy: Anatomy) -> None:
         self._anatomy = anatomy
         self._rows: dict[str, list[float]] = {"csf": [], "white_matter": [], "global_signal": [], "dvars": []}
         self._squared_V = np.zeros(len(anatomy.labels_V))
         self._before: npt.NDArray[np.float32] | None = None
+        tissue = np.flatnonzero(anatomy.white_matter_V | anatomy.csf_V)
+        self._tissue = tissue[:: math.ceil(len(tissue) / NUM_TISSUE_VOXELS)]
+        self._tissue_rows: list[npt.NDArray[np.float32]] = []
 
     def watch(self, blocks: Iterator[npt.NDArray[np.int16]]) -> Iterator[npt.NDArray[np.int16]]:
         """Pass on blocks (N, V) of masked frames, measuring each."""
@@ -132,6 +141,7 @@ class FrameSignals:
             self._rows["csf"].append(float(frame[self._anatomy.csf_V].mean()))
             self._rows["white_matter"].append(float(frame[self._anatomy.white_matter_V].mean()))
             self._rows["global_signal"].append(float(frame.mean()))
+            self._tissue_rows.append(frame[self._tissue])
             if self._before is not None:
                 squared = (frame - self._before) ** 2
                 self._squared_V += squared
@@ -147,6 +157,10 @@ class FrameSignals:
         typical = np.sqrt(self._squared_V / len(self._rows["dvars"])).mean()
         columns["std_dvars"] = np.concatenate([[np.nan], np.asarray(self._rows["dvars"]) / typical])
         return columns
+
+    def tissue_TV(self) -> npt.NDArray[np.float64]:
+        """Return the series of up to NUM_TISSUE_VOXELS voxels of white matter and CSF."""
+        return np.stack(self._tissue_rows).astype(np.float64)
 
 
 def nifti_header(anatomy: Anatomy, dtype: str, num_frames: int | None = None, tr_s: float = 0.0) -> bytes:

@@ -33,10 +33,12 @@ dataset_description.json
 participants.json
 participants.tsv
 simulation.json
+sub-0001/func/sub-0001_task-rest_desc-confounds_timeseries.json
 sub-0001/func/sub-0001_task-rest_desc-confounds_timeseries.tsv
 sub-0001/func/sub-0001_task-rest_space-MNI152NLin2009cAsym_desc-brain_mask.nii.gz
 sub-0001/func/sub-0001_task-rest_space-MNI152NLin2009cAsym_desc-preproc_bold.json
 sub-0001/func/sub-0001_task-rest_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz
+sub-0002/func/sub-0002_task-rest_desc-confounds_timeseries.json
 sub-0002/func/sub-0002_task-rest_desc-confounds_timeseries.tsv
 sub-0002/func/sub-0002_task-rest_space-MNI152NLin2009cAsym_desc-brain_mask.nii.gz
 sub-0002/func/sub-0002_task-rest_space-MNI152NLin2009cAsym_desc-preproc_bold.json
