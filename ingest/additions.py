@@ -19,11 +19,12 @@ from ingest import mask as masks
 from ingest.check import CheckedRun, check_run
 from ingest.config import IngestConfig
 from ingest.failures import Failure, RunError
-from ingest.grid import canonical_grid, chk_grid, describe, most_frequent
+from ingest.grid import canonical_grid, describe, most_frequent, other_grid, same_grid
 from ingest.layouts import Scan
 from ingest.ledger import PlannedShard, State
 from ingest.plan import assign, estimated_bytes, shard_name
 from ingest.record import RunRecord
+from ingest.sizes import plural
 from shards.format import Grid
 from shards.writer import mask_to_nifti
 
@@ -81,8 +82,13 @@ def plan_line(
     line: dict[str, Any] = {"action": "plan", "status": "ok", "config": recorded, "grid": None, "shards": []}
     fit: list[CheckedRun] = []
     if checked:
-        grid = state.grid or most_frequent(canonical_grid(run.header) for run in checked)
-        fit = _on_grid(checked, grid, failed)
+        grid = state.grid or set_grid(config, checked)
+        there, elsewhere = on_grid(checked, grid)
+        fit = checked if config.resample != "no" else there
+        if fit is checked and elsewhere:
+            say(f"{plural(len(elsewhere), 'run')} on another grid: resampled ({config.resample})")
+        for run in elsewhere if fit is there else ():
+            failed(run, other_grid(canonical_grid(run.header), grid))
         if state.mask is None:
             fit, geometry = _with_mask(config, fit, grid, failed, say)
             line |= geometry
@@ -91,6 +97,22 @@ def plan_line(
         line["shards"] = [asdict(shard) for shard in _shards(config, recorded["name"], found.base, fit, mask, state)]
     line["failures"] = [failure.to_dict() for failure in failures]
     return line
+
+
+def set_grid(config: IngestConfig, runs: Sequence[CheckedRun]) -> Grid:
+    """The grid of a new set: with --resample that of --mask if there is one, else the one most runs have."""
+    if config.resample != "no" and config.mask is not None:
+        return masks.grid_of_given(config.mask)
+    return most_frequent(canonical_grid(run.header) for run in runs)
+
+
+def on_grid(runs: Sequence[CheckedRun], grid: Grid) -> tuple[list[CheckedRun], list[CheckedRun]]:
+    """The runs that lie on a grid, and the others, both in the order given."""
+    there: list[CheckedRun] = []
+    elsewhere: list[CheckedRun] = []
+    for run in runs:
+        (there if same_grid(canonical_grid(run.header), grid) else elsewhere).append(run)
+    return there, elsewhere
 
 
 def count_voxels(mask_base64: str) -> int:
@@ -104,17 +126,6 @@ def count_voxels(mask_base64: str) -> int:
 def _failed_before(record: RunRecord, found: Scan, state: State) -> bool:
     failure = state.failures.get(record.run_id)
     return failure is not None and failure.signature == record.signature(found.base)
-
-
-def _on_grid(runs: list[CheckedRun], grid: Grid, failed: masks.Failed) -> list[CheckedRun]:
-    fit = []
-    for run in runs:
-        try:
-            chk_grid(canonical_grid(run.header), grid)
-            fit.append(run)
-        except RunError as error:
-            failed(run, error)
-    return fit
 
 
 def _with_mask(
@@ -131,7 +142,10 @@ def _with_mask(
     readable = [run for run in runs if run.record.run_id not in unreadable]
     if mask is None:
         for run in readable:
-            failed(run, RunError("mask", "no mask can be computed: no voxel varies in time", "give one with --mask"))
+            failed(
+                run,
+                RunError("mask", "no mask can be computed: no voxel varies in time", "give one with --mask", "no-mask"),
+            )
         return [], {}
     num_voxels = int(mask.voxels.sum())
     say(f"grid {describe(grid)}; mask of {num_voxels} voxels, {mask.source}")
@@ -144,10 +158,11 @@ def _choose_mask(
 ) -> masks.SetMask | None:
     if config.mask is not None:
         return masks.given_mask(config.mask, grid)
-    combined, notes = masks.combined_mask(runs, grid)
+    there, _ = on_grid(runs, grid)
+    combined, notes = masks.combined_mask(there, grid)
     for note in notes:
         say(note)
-    return combined or masks.computed_mask(runs, grid, failed)
+    return combined or masks.computed_mask(there, grid, failed)
 
 
 def _shards(

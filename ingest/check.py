@@ -1,8 +1,7 @@
-"""Is this run fit for ingest? Header, repetition time, number of frames, confounds: one run at a time."""
+"""Is this run fit for ingest? Header, number of frames, repetition time: one run at a time."""
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from dataclasses import dataclass
@@ -43,40 +42,11 @@ def check_run(record: RunRecord, *, min_frames: int, tr_s: float | None) -> Chec
     if len(header.shape) != 4:
         shape = " x ".join(map(str, header.shape))
         hint = "CIFTI is not volumetric, take the NIfTI volume" if len(header.shape) > 4 else "leave it out (--exclude)"
-        raise RunError("header", f"{len(header.shape)}D ({shape}), wanted 4D: x, y, z, time", hint)
+        raise RunError("header", f"{len(header.shape)}D ({shape}), wanted 4D: x, y, z, time", hint, "not-4d")
     if header.num_frames < min_frames:
-        raise RunError(
-            "frames", f"{header.num_frames} frames, wanted {min_frames} or more", "leave it out, or lower --min-frames"
-        )
+        reason = f"{header.num_frames} frames, wanted {min_frames} or more"
+        raise RunError("frames", reason, "leave it out, or lower --min-frames", "too-few-frames")
     return CheckedRun(record=record, header=header, tr_s=_tr_s(record, header, tr_s))
-
-
-def mean_fd_mm(path: Path | None, num_frames: int) -> float:
-    """Mean framewise displacement in mm of a confounds table; nan where there is no table or no such column.
-
-    Raises
-    ------
-    RunError
-        Stage `confounds`: the table cannot be read, or its rows are not the run's frames.
-    """
-    if path is None:
-        return math.nan
-    try:
-        rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines(), delimiter="\t"))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise RunError("confounds", f"{path.name} cannot be read ({error})", "restore or remove it") from None
-    if len(rows) - 1 != num_frames:
-        raise RunError(
-            "confounds",
-            f"{path.name} has {max(0, len(rows) - 1)} rows, the run {num_frames} frames",
-            "make both from the same run",
-        )
-    if "framewise_displacement" not in rows[0]:
-        return math.nan
-    column = rows[0].index("framewise_displacement")
-    values = [_number(row[column]) if column < len(row) else math.nan for row in rows[1:]]
-    known = [value for value in values if math.isfinite(value)]
-    return math.fsum(known) / len(known) if known else math.nan
 
 
 def _tr_s(record: RunRecord, header: Header, override: float | None) -> float:
@@ -89,6 +59,7 @@ def _tr_s(record: RunRecord, header: Header, override: float | None) -> float:
             "tr",
             f"repetition time is {shown}, wanted above 0 and up to {MAX_TR_S:g} s",
             "add RepetitionTime (seconds) to the JSON beside the file, or give --tr",
+            "no-repetition-time",
         )
     return found[0]
 
@@ -101,11 +72,5 @@ def _sidecar_tr_s(path: Path | None) -> float | None:
         value = content.get("RepetitionTime")
         return None if value is None else float(value)
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise RunError("tr", f"{path.name} cannot be used ({error})", "correct or remove the JSON file") from None
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
+        reason = f"{path.name} cannot be used ({error})"
+        raise RunError("tr", reason, "correct or remove the JSON file", "bad-sidecar") from None

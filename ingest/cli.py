@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,9 +18,10 @@ from shards.errors import EXIT_INTERRUPTED, BoldstreamError
 from shards.flags import read_flags
 
 if TYPE_CHECKING:
+    from ingest.failures import Failure
     from ingest.summary import Summary
 
-MAX_FAILURE_LINES = 50
+MAX_LINES_OF_A_CLASS = 5
 
 _DESCRIPTION = """Turn a collection of 4D fMRI runs (NIfTI) into a shard set.
 
@@ -50,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from ingest.run import ingest
 
             out = sys.stderr if config.json else sys.stdout
-            summary = ingest(config, lambda line: print(line, file=out, flush=True))
+            command = shlex.join(["ingest-fmri", *(sys.argv[1:] if argv is None else argv)])
+            summary = ingest(config, lambda line: print(line, file=out, flush=True), command)
     except BoldstreamError as error:
         return _error(error)
     except _Interrupted:
@@ -71,19 +74,29 @@ def _parse(argv: Sequence[str] | None) -> IngestConfig:
         args=None if argv is None else list(argv),
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
     )
-    return read_flags(parse, "ingest-fmri")
+    config: IngestConfig = read_flags(parse, "ingest-fmri")
+    return config
 
 
 def _report(config: IngestConfig, summary: Summary) -> None:
-    for failure in summary.failures[:MAX_FAILURE_LINES]:
-        print(failure.line(), file=sys.stderr)
-    if len(summary.failures) > MAX_FAILURE_LINES:
-        print(f"... and {len(summary.failures) - MAX_FAILURE_LINES} more", file=sys.stderr)
+    for line in failure_lines(summary.failures):
+        print(line, file=sys.stderr)
     if config.json:
         print(json.dumps(_as_json(config, summary)))
         return
     for line in _lines(config, summary):
         print(line)
+
+
+def failure_lines(failures: Sequence[Failure]) -> list[str]:
+    """A line for each failed run, the first few of each class; failures.tsv has all."""
+    lines = []
+    for kind in dict.fromkeys(failure.kind for failure in failures):
+        alike = [failure for failure in failures if failure.kind == kind]
+        lines += [failure.line() for failure in alike[:MAX_LINES_OF_A_CLASS]]
+        if len(alike) > MAX_LINES_OF_A_CLASS:
+            lines.append(f"... and {plural(len(alike) - MAX_LINES_OF_A_CLASS, 'more run')} of class {kind}")
+    return lines
 
 
 def _lines(config: IngestConfig, summary: Summary) -> list[str]:

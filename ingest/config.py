@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ingest.cleaning_config import CleaningConfig
+from ingest.cluster_config import ClusterConfig
 from ingest.sizes import parse_size
 from shards.errors import ConfigDiffersError, UsageError
 
@@ -24,12 +26,15 @@ class IngestConfig:
     """Folder with the runs, or a table of runs (.tsv)."""
     out: Path
     """Folder for the shard set; other files in it are left alone."""
-    layout: Literal["auto", "bids", "flat", "table"] = "auto"
+    layout: Literal["auto", "bids", "hcp", "abcd", "ukb", "flat", "table"] = "auto"
     """How the source is organised; auto says what it recognised and why."""
     space: str | None = None
     """Space to take where runs exist in several, such as MNI152NLin2009cAsym or MNI152NLin6Asym:res-2."""
     mask: Path | None = None
     """Brain mask on the grid of the runs; default: the runs' own masks combined, else computed."""
+    resample: Literal["no", "linear", "cubic"] = "no"
+    """Runs on another grid than the set's: no (they fail), or interpolate them onto it.
+    The set's grid is then that of --mask, if given, else the one most runs have."""
     dtype: Literal["int8", "int16", "float16", "float32"] = "int8"
     """Stored values: int8 (SD/16 steps), int16 (SD/1024 steps), float16, or float32 (lossless)."""
     shard_size: str = "1GiB"
@@ -50,8 +55,6 @@ class IngestConfig:
     """Only these tasks."""
     participants: Path | None = None
     """Table of phenotypes (BIDS participants.tsv) to keep with the set; default: the one of the source."""
-    workers: int | None = None
-    """Worker processes; default: one for each CPU. 0 builds in this process, without Dask."""
     on_failure: Literal["continue", "stop"] = "continue"
     """After a run fails: go on with the others, or begin no further shard."""
     overwrite: bool = False
@@ -60,14 +63,14 @@ class IngestConfig:
     """Say what would be done; write nothing."""
     json: bool = False
     """Print the summary as one JSON object on stdout, everything else on stderr."""
+    cleaning: CleaningConfig = field(default_factory=CleaningConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
         if self.min_frames < 2:
             raise UsageError(f"--min-frames {self.min_frames}: allowed is 2 or more, one frame has no SD")
         if self.tr is not None and not 0 < self.tr <= 100:
             raise UsageError(f"--tr {self.tr}: allowed are seconds above 0, up to 100")
-        if self.workers is not None and self.workers < 0:
-            raise UsageError(f"--workers {self.workers}: allowed is 0 (in this process) or more")
         if self.name is not None and clean_name(self.name) != self.name:
             raise UsageError(f"--name {self.name!r}: allowed are letters, digits, - and _")
         for flag, path in (("--mask", self.mask), ("--participants", self.participants)):
@@ -83,9 +86,10 @@ class IngestConfig:
     def recorded(self, layout: str, mask_xxh3: str | None, name: str) -> dict[str, Any]:
         """The values that decide which bytes come out, as kept in the ledger and the manifest.
 
-        Filters (--include, --task, ...) are no part of it: they choose what is added by a call.
+        Filters (--include, --task, ...) are no part of it: they choose what is added by a call. Resampling and
+        cleaning are left out where they are off, so that sets of version 0.1 still compare equal.
         """
-        return {
+        values = {
             "layout": layout,
             "space": self.space,
             "mask": mask_xxh3,
@@ -95,6 +99,9 @@ class IngestConfig:
             "min_frames": self.min_frames,
             "tr": self.tr,
         }
+        if self.resample != "no":
+            values["resample"] = self.resample
+        return values | self.cleaning.recorded()
 
 
 def clean_name(text: str) -> str:

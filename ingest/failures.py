@@ -9,8 +9,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ingest.record import Signature
+
 FAILURES = "failures.tsv"
-COLUMNS = ("run_id", "source", "stage", "reason", "remedy")
+COLUMNS = ("run_id", "source", "stage", "class", "reason", "remedy")
 
 
 class RunError(Exception):
@@ -19,17 +21,19 @@ class RunError(Exception):
     Parameters
     ----------
     stage
-        Where it was found: `open`, `header`, `tr`, `grid`, `data`, `values`, `constant`, `confounds`,
-        `internal` or `worker`.
+        Where it was found: `open`, `header`, `frames`, `tr`, `grid`, `mask`, `data`, `confounds`, `clean`, `values`,
+        `constant`, `internal` or `worker`.
     reason
         What was found and what would be allowed.
     remedy
         What to do about it.
+    kind
+        What is wrong, in a word that programs can go by, such as `truncated`; the column `class` of failures.tsv.
     """
 
-    def __init__(self, stage: str, reason: str, remedy: str) -> None:
+    def __init__(self, stage: str, reason: str, remedy: str, kind: str = "") -> None:
         super().__init__(f"{stage}: {reason}; {remedy}")
-        self.stage, self.reason, self.remedy = stage, reason, remedy
+        self.stage, self.reason, self.remedy, self.kind = stage, reason, remedy, kind or stage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,16 +44,26 @@ class Failure:
     source: str
     """Path of the source relative to the ingested folder."""
     stage: str
+    kind: str
+    """Class of the failure, see `RunError`."""
     reason: str
     remedy: str
-    signature: tuple[tuple[str, int, int], ...]
+    signature: Signature
     """(path, bytes, mtime in ns) of each file of the run: a run is tried again when this changes."""
 
     @classmethod
-    def of(cls, run_id: str, source: str, signature: tuple[tuple[str, int, int], ...], error: RunError) -> Failure:
+    def of(cls, run_id: str, source: str, signature: Signature, error: RunError) -> Failure:
         """Make the row for `error`; tabs and line ends become spaces."""
         reason, remedy = (" ".join(text.split()) for text in (error.reason, error.remedy))
-        return cls(run_id=run_id, source=source, stage=error.stage, reason=reason, remedy=remedy, signature=signature)
+        return cls(
+            run_id=run_id,
+            source=source,
+            stage=error.stage,
+            kind=error.kind,
+            reason=reason,
+            remedy=remedy,
+            signature=signature,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able copy for the ledger."""
@@ -58,16 +72,22 @@ class Failure:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Failure:
         """Rebuild from `to_dict`."""
-        signature = tuple((str(path), int(size), int(mtime)) for path, size, mtime in values["signature"])
-        return cls(**{**values, "signature": signature})
+        known = {"kind": values["stage"], **values, "signature": as_signature(values["signature"])}
+        return cls(**known)  # ledgers of version 0.1 have no kind
 
     def line(self) -> str:
         """Return one line for the terminal."""
         return f"failed: {self.source}: {self.stage}: {self.reason}; {self.remedy}"
 
 
+def as_signature(values: Iterable[Iterable[Any]]) -> Signature:
+    """A signature as JSON gives it back, with its tuples."""
+    return tuple((str(path), int(size), int(mtime)) for path, size, mtime in values)
+
+
 def failures_to_tsv(failures: Iterable[Failure]) -> str:
     """Return the text of failures.tsv, rows in order of run_id and source."""
     rows = sorted(failures, key=lambda failure: (failure.run_id, failure.source))
-    lines = ["\t".join(" ".join(str(getattr(row, name)).split("\t")) for name in COLUMNS) for row in rows]
+    cells = [(row.run_id, row.source, row.stage, row.kind, row.reason, row.remedy) for row in rows]
+    lines = ["\t".join(" ".join(cell.split("\t")) for cell in line) for line in cells]
     return "\n".join(["\t".join(COLUMNS), *lines]) + "\n"

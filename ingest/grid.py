@@ -64,14 +64,14 @@ def most_frequent(grids: Iterable[Grid]) -> Grid:
     return groups[counts.index(max(counts))]
 
 
-def chk_grid(found: Grid, wanted: Grid) -> None:
-    """Refuse a run on another grid than the set's; raises `RunError` at stage `grid`."""
-    if not same_grid(found, wanted):
-        raise RunError(
-            "grid",
-            f"{describe(found)}, the set's is {describe(wanted)}",
-            "resample it to the set's grid, or ingest it into a set of its own (another --out)",
-        )
+def other_grid(found: Grid, wanted: Grid) -> RunError:
+    """The failure of a run that lies on another grid than the set's."""
+    return RunError(
+        "grid",
+        f"{describe(found)}, the set's is {describe(wanted)}",
+        "resample it with --resample linear, or ingest it into a set of its own (another --out)",
+        "other-grid",
+    )
 
 
 def describe(grid: Grid) -> str:

@@ -1,7 +1,8 @@
 """The ledger: what was planned and what became of it, one JSON object a line, only ever appended.
 
     {"action": "plan",  "status": "ok", "config": .., "grid": .., "mask": .., "shards": [..], "failures": [..]}
-    {"action": "shard", "status": "ok", "name": .., "info": .., "rows": [..], "failures": [..]}
+    {"action": "shard", "status": "ok", "name": .., "info": .., "rows": [..], "failures": [..],
+     "qc": {run_id: ..}, "signatures": {run_id: ..}, "resources": ..}
     {"action": "shard", "status": "impossible", ...}   every run of it failed: there is no file
     {"action": "shard", "status": "error", ...}        its worker died: it is tried again by the next call
 
@@ -18,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ingest.failures import Failure
+from ingest.failures import Failure, as_signature
+from ingest.record import Signature
 from shards.errors import OutputError
 from shards.format import Grid, RunEntry, ShardInfo
 
@@ -51,6 +53,12 @@ class State:
     """None: every run of the shard failed, there is no file."""
     rows: dict[str, RunEntry] = field(default_factory=dict)
     failures: dict[str, Failure] = field(default_factory=dict)
+    qc: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """run_id to what `ingest.quality.run_quality` says of it."""
+    signatures: dict[str, Signature] = field(default_factory=dict)
+    """run_id to the state of its files when they were read; runs of version 0.1 have none."""
+    resources: list[dict[str, Any]] = field(default_factory=list)
+    """What building each shard took: bytes read, seconds, peak memory of the worker."""
 
     def apply(self, record: dict[str, Any]) -> None:
         """Take in one line."""
@@ -84,6 +92,10 @@ class State:
             values: dict[str, Any] = {key: math.nan if value is None else value for key, value in row.items()}
             entry = RunEntry(**values)
             self.rows[entry.run_id] = entry
+        self.qc |= record.get("qc", {})
+        self.signatures |= {key: as_signature(value) for key, value in record.get("signatures", {}).items()}
+        if record.get("resources"):
+            self.resources.append(record["resources"])
 
     def pending(self) -> list[PlannedShard]:
         """Planned shards that are not done, in order."""

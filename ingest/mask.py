@@ -53,6 +53,14 @@ def given_mask(path: Path, grid: Grid) -> SetMask:
     return SetMask(voxels=voxels, source=f"given: {path.name}")
 
 
+def grid_of_given(path: Path) -> Grid:
+    """The grid of --mask; raises `UsageError` if its header cannot be read."""
+    try:
+        return canonical_grid(read_header(path))
+    except RunError as error:
+        raise UsageError(f"--mask {path}: {error.reason}; {error.remedy}") from None
+
+
 def combined_mask(runs: Sequence[CheckedRun], grid: Grid) -> tuple[SetMask | None, list[str]]:
     """The runs' own masks combined: voxels in at least half of them.
 

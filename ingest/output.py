@@ -8,12 +8,16 @@ import logging
 import os
 import platform
 import re
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ingest.cleaning_config import CleaningConfig
 from ingest.failures import FAILURES, failures_to_tsv
 from ingest.ledger import LEDGER, State, is_ledger, replay
+from ingest.report_file import REPORT
 from shards.chunks import codec_summary
 from shards.errors import OutputError, ShardError, UsageError
 from shards.format import (
@@ -31,7 +35,7 @@ from shards.writer import TEMPORARY, write_atomic
 
 _log = logging.getLogger(__name__)
 
-TABLES = (MANIFEST, MASK, RUNS, PARTICIPANTS, FAILURES, LEDGER)
+TABLES = (MANIFEST, MASK, RUNS, PARTICIPANTS, FAILURES, LEDGER, REPORT)
 _SOFTWARE = ("boldstream", "numpy", "nibabel", "nilearn", "numba", "numcodecs", "zlib-ng", "zarr")
 _TEMPORARY = re.compile(re.escape(TEMPORARY) + r"(\d+)-.+")
 
@@ -196,7 +200,7 @@ def _manifest(state: State, tables: dict[str, str]) -> Manifest:
         mask_hash=mask_identity(mask, grid),
         mask_source=state.mask_source,
         codec=codec_summary(),
-        cleaning={},
+        cleaning=cleaning_of(config),
         config=config,
         config_hash=config_hash(config),
         shards=state.infos(),
@@ -206,6 +210,11 @@ def _manifest(state: State, tables: dict[str, str]) -> Manifest:
         tables=tables,
         software=_software(),
     )
+
+
+def cleaning_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The cleaning flags among a set's settings."""
+    return {field.name: config[field.name] for field in fields(CleaningConfig) if field.name in config}
 
 
 def _software() -> dict[str, str]:

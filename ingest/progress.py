@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import IO, TYPE_CHECKING, Protocol
 
-from ingest.sizes import format_size
+from ingest.sizes import format_duration, format_size
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as RichProgress
+    from rich.progress import Task
 
 LINE_EVERY_S = 60.0
+WINDOW_S = 300.0
+"""Speed is that of the last minutes: storage and neighbours change."""
+_LEAST_SHARE = 0.001
+_LEAST_S = 2.0
+"""No forecast before so much was done."""
+_STALLED_S = 60.0
+"""If no run was finished for so long, the speed falls; before, it is that up to the last run."""
 
 
 class Progress(Protocol):
-    """Told of every finished shard."""
+    """Told of every finished run."""
+
+    def begin(self) -> None:
+        """Work begins: workers may have had to be waited for."""
 
     def advance(self, *, runs: int, num_bytes: int, failures: int) -> None:
         """Count finished runs, source bytes read and failed runs."""
@@ -25,86 +41,145 @@ class Progress(Protocol):
 
 
 @dataclass
-class _Lines:
-    """One line a minute on stderr."""
+class Standing:
+    """Where a build stands, and how fast it goes."""
 
     total_runs: int
     total_bytes: int
-    started: float = field(default_factory=time.monotonic)
-    last: float = field(default_factory=time.monotonic)
+    clock: Callable[[], float] = time.monotonic
     runs: int = 0
     num_bytes: int = 0
     failures: int = 0
+    _marks: deque[tuple[float, int]] = field(default_factory=deque)
+    """(time, bytes) of the last minutes; the first is the beginning, or the last one before the window."""
+
+    def begin(self) -> None:
+        """The first worker begins: the clock of the speed runs from here."""
+        self._marks.append((self.clock(), 0))
 
     def advance(self, *, runs: int, num_bytes: int, failures: int) -> None:
+        """Count finished runs."""
         self.runs += runs
         self.num_bytes += num_bytes
         self.failures += failures
-        now = time.monotonic()
-        if now - self.last >= LINE_EVERY_S:
-            self.last = now
-            self.say(self.text(now - self.started))
+        now = self.clock()
+        self._marks.append((now, self.num_bytes))
+        while len(self._marks) > 2 and self._marks[1][0] < now - WINDOW_S:
+            self._marks.popleft()
 
-    def text(self, seconds: float) -> str:
-        """Where the build stands, in one line."""
-        rate = self.num_bytes / max(seconds, 1e-9)
-        left_s = (self.total_bytes - self.num_bytes) / rate if rate > 0 else 0.0
-        return (
-            f"{self.runs} of {self.total_runs} runs, {format_size(self.num_bytes)} read, {format_size(rate)}/s, "
-            f"{left_s / 60:.0f} min left, {self.failures} failed"
-        )
+    @property
+    def bytes_per_s(self) -> float | None:
+        """Source bytes a second, lately; None as long as that says nothing."""
+        if len(self._marks) < 2:
+            return None
+        (began, before), (last, done) = self._marks[0], self._marks[-1]
+        now = self.clock()
+        seconds = (last if now - last < _STALLED_S else now) - began
+        return (done - before) / seconds if done > before and seconds >= _LEAST_S else None
 
-    def say(self, line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+    @property
+    def left_s(self) -> float | None:
+        """Seconds to go at this speed; None as long as nobody knows."""
+        rate = self.bytes_per_s
+        if rate is None or self.num_bytes < _LEAST_SHARE * self.total_bytes:
+            return None
+        return max(0, self.total_bytes - self.num_bytes) / rate
+
+    def parts(self) -> list[str]:
+        """Runs, failures, time left, speed, bytes: in words, the most important first."""
+        rate, left_s = self.bytes_per_s, self.left_s
+        return [
+            f"{self.runs} of {self.total_runs} runs",
+            *([f"{self.failures} failed"] if self.failures else []),
+            *([f"{format_duration(left_s)} left"] if left_s is not None else []),
+            *([f"{format_size(rate)}/s"] if rate is not None else []),
+            f"{format_size(self.num_bytes)} of {format_size(self.total_bytes)}",
+        ]
 
 
 @contextmanager
 def show_progress(total_runs: int, total_bytes: int) -> Iterator[Progress]:
-    """A bar if stderr is a terminal, else lines."""
-    if not sys.stderr.isatty():
-        yield _Lines(total_runs, total_bytes)
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as RichProgress
+    """A bar if stderr is a terminal that can redraw a line, else lines."""
+    standing = Standing(total_runs, total_bytes)
+    if sys.stderr.isatty():
+        from rich.console import Console
 
-    columns = (
-        TextColumn("{task.fields[runs]} runs"),
-        BarColumn(),
-        TextColumn("{task.fields[shown]}"),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[failures]} failed"),
-    )
-    with RichProgress(*columns, console=Console(stderr=True), transient=True) as bar:
-        yield _Bar(bar, total_runs, total_bytes)
+        console = Console(stderr=True)
+        if not console.is_dumb_terminal:
+            with rich_bar(standing, console) as bar:
+                yield bar
+            return
+    yield Lines(standing, sys.stderr)
+
+
+@dataclass
+class Lines:
+    """One line a minute."""
+
+    standing: Standing
+    file: IO[str]
+    _last_s: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._last_s = self.standing.clock()
+
+    def begin(self) -> None:
+        """Work begins."""
+        self.standing.begin()
+
+    def advance(self, *, runs: int, num_bytes: int, failures: int) -> None:
+        """Count, and print a line if the last one is a minute old."""
+        self.standing.advance(runs=runs, num_bytes=num_bytes, failures=failures)
+        now = self.standing.clock()
+        if now - self._last_s >= LINE_EVERY_S:
+            self._last_s = now
+            self.say(", ".join(self.standing.parts()))
+
+    def say(self, line: str) -> None:
+        """Print one line."""
+        print(line, file=self.file, flush=True)
+
+
+@contextmanager
+def rich_bar(standing: Standing, console: Console) -> Iterator[Progress]:
+    """A bar with as many words beside it as the terminal has room for; it leaves nothing behind."""
+    from rich.progress import BarColumn, ProgressColumn
+    from rich.progress import Progress as RichProgress
+    from rich.text import Text
+
+    bar_width = min(40, max(8, console.width // 4))
+
+    class Words(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(fitting(standing.parts(), console.width - bar_width - 1), no_wrap=True)
+
+    with RichProgress(BarColumn(bar_width), Words(), console=console, transient=True) as bar:
+        yield _Bar(standing, bar)
+
+
+def fitting(parts: list[str], width: int) -> str:
+    """The first of `parts` that fit into `width` characters, joined by commas; always one."""
+    text = parts[0]
+    for part in parts[1:]:
+        if len(text) + 2 + len(part) > width:
+            break
+        text += f", {part}"
+    return text
 
 
 class _Bar:
-    """The rich bar."""
+    """Feeds the rich bar."""
 
-    def __init__(self, bar: object, total_runs: int, total_bytes: int) -> None:
-        from rich.progress import Progress as RichProgress
+    def __init__(self, standing: Standing, bar: RichProgress) -> None:
+        self._standing, self._bar = standing, bar
+        self._task = bar.add_task("", total=max(standing.total_bytes, 1))
 
-        assert isinstance(bar, RichProgress)
-        self._bar = bar
-        self._total_runs, self._total_bytes = total_runs, total_bytes
-        self._runs = self._num_bytes = self._failures = 0
-        self._task = bar.add_task("", total=max(total_bytes, 1), **self._fields())
+    def begin(self) -> None:
+        self._standing.begin()
 
     def advance(self, *, runs: int, num_bytes: int, failures: int) -> None:
-        self._runs += runs
-        self._num_bytes += num_bytes
-        self._failures += failures
-        self._bar.update(self._task, completed=self._num_bytes, **self._fields())
+        self._standing.advance(runs=runs, num_bytes=num_bytes, failures=failures)
+        self._bar.update(self._task, completed=self._standing.num_bytes)
 
     def say(self, line: str) -> None:
         self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    def _fields(self) -> dict[str, Any]:
-        done, total = format_size(self._num_bytes), format_size(self._total_bytes)
-        return {
-            "runs": f"{self._runs} of {self._total_runs}",
-            "shown": f"{done} of {total}",
-            "failures": str(self._failures),
-        }

@@ -13,6 +13,9 @@ from shards.format import run_id_from_entities
 Signature = tuple[tuple[str, int, int], ...]
 """(relative path, bytes, mtime in ns) of each file of a run; -1, -1 for one that cannot be read."""
 
+_PATHS = ("bold", "mask", "confounds", "sidecar")
+_LABELS = ("subject", "session", "task", "run", "space", "variant", "tr_s")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunRecord:
@@ -27,10 +30,14 @@ class RunRecord:
     """Other entities that tell runs apart (acq, dir, echo, ...), part of the run id."""
     space: str = ""
     """Space label such as `MNI152NLin6Asym:res-2`; empty where names carry none. Not part of the run id."""
+    variant: str = ""
+    """How far the series was processed, in the layout's own word: `preproc`, `denoised`, `hp2000_clean`. Not part
+    of the run id."""
     bold: Path
     mask: Path | None = None
     """Brain mask of this run."""
     confounds: Path | None = None
+    """Table of confounds, or motion parameters (`ingest.confounds` knows the kinds)."""
     sidecar: Path | None = None
     """JSON beside the BOLD file, for RepetitionTime."""
     tr_s: float | None = None
@@ -48,24 +55,20 @@ class RunRecord:
 
     def signature(self, base: Path) -> Signature:
         """State of the run's files, to see later whether one was repaired."""
-        files = [path for path in (self.bold, self.mask, self.confounds, self.sidecar) if path is not None]
+        files = [path for name in _PATHS if (path := getattr(self, name)) is not None]
         return tuple((relative(path, base), *_size_and_mtime(path)) for path in files)
 
     def to_dict(self, base: Path) -> dict[str, Any]:
         """Return a JSON-able copy with paths relative to `base`."""
-        paths = {
-            name: relative(path, base)
-            for name in ("bold", "mask", "confounds", "sidecar")
-            if (path := getattr(self, name)) is not None
-        }
-        labels = {name: getattr(self, name) for name in ("subject", "session", "task", "run", "space", "tr_s")}
+        paths = {name: relative(path, base) for name in _PATHS if (path := getattr(self, name)) is not None}
+        labels = {name: getattr(self, name) for name in _LABELS}
         return labels | paths | {"entities": dict(self.entities)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], base: Path) -> RunRecord:
-        """Rebuild from `to_dict`; paths are taken from `base` again."""
-        paths = {name: base / values[name] for name in ("bold", "mask", "confounds", "sidecar") if name in values}
-        labels = {name: values[name] for name in ("subject", "session", "task", "run", "space", "tr_s")}
+        """Rebuild from `to_dict`; paths are taken from `base` again, labels unknown to older versions left empty."""
+        paths = {name: base / values[name] for name in _PATHS if name in values}
+        labels = {name: values[name] for name in _LABELS if name in values}
         return cls(**labels, **paths, entities=tuple(sorted(values["entities"].items())))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import closing
 from pathlib import Path
@@ -27,6 +26,7 @@ from ingest.output import (
     subjects_without_row,
 )
 from ingest.progress import Progress, show_progress
+from ingest.report_file import bring_report_up_to_date
 from ingest.sizes import format_size, plural
 from ingest.summary import Summary
 from shards.errors import OutputError
@@ -34,13 +34,15 @@ from shards.format import MASK, xxh3
 from shards.writer import write_atomic
 
 
-def ingest(config: IngestConfig, say: Say) -> Summary:
+def ingest(config: IngestConfig, say: Say, command: str = "") -> Summary:
     """Bring a shard set up to its source.
 
     Parameters
     ----------
     say
         Called with lines for the user: what was recognised, chosen and left out.
+    command
+        This call as it was typed, for the report.
 
     Raises
     ------
@@ -65,6 +67,7 @@ def ingest(config: IngestConfig, say: Say) -> Summary:
             summary = _bring_up_to_date(config, found, ledger, participants, say)
             if summary.num_added:
                 _say_notes(ledger.state, participants, path, say)
+            summary.written += bring_report_up_to_date(config.out, ledger.state, summary, command)
     summary.seconds = time.monotonic() - started
     return summary
 
@@ -131,12 +134,18 @@ def _settings(config: IngestConfig, found: Scan, state: State) -> dict[str, Any]
 
 
 def _say_changed_sources(found: Scan, state: State, say: Say) -> None:
-    """Runs of the set whose source has another size now; the set keeps what it has."""
-    there = [(record, state.rows[record.run_id]) for record in found.records if record.run_id in state.rows]
-    changed = [row.source for record, row in there if _size(record.bold) not in (0, row.source_bytes)]
+    """Runs of the set whose files have another size or date now; the set keeps what it has."""
+    changed = []
+    for record in found.records:
+        row, then = state.rows.get(record.run_id), state.signatures.get(record.run_id)
+        if row is None:
+            continue
+        size = _size(record.bold)
+        if size not in (0, row.source_bytes) or (size and then is not None and then != record.signature(found.base)):
+            changed.append(row.source)
     if changed:
         say(
-            f"{plural(len(changed), 'source')} changed since ingested ({changed[0]}): the set keeps the old content; "
+            f"{plural(len(changed), 'source')} written to since ingested ({changed[0]}): the set keeps the old content; "
             "for the new one start anew with --overwrite"
         )
 
@@ -161,14 +170,15 @@ def _build(config: IngestConfig, found: Scan, ledger: Ledger, summary: Summary, 
     if not mask_file.exists() or mask_file.read_bytes() != mask_bytes(state):
         write_atomic(mask_file, mask_bytes(state))
     jobs = [_job(config, found.base, shard, state) for shard in state.pending()]
-    workers = config.workers if config.workers is not None else os.cpu_count() or 1
     num_runs = sum(len(job.runs) for job in jobs)
     num_bytes = sum(_size(job.base / run["bold"]) for job in jobs for run in job.runs)
-    how = plural(min(workers, len(jobs)), "worker") if workers else "this process"
-    say(f"{plural(num_runs, 'run')} ({format_size(num_bytes)}) into {plural(len(jobs), 'shard')} with {how}")
-    with show_progress(num_runs, num_bytes) as progress, closing(build_all(jobs, workers, progress.say)) as lines:
+    summary.workers = config.cluster.describe(len(jobs))
+    say(f"{plural(num_runs, 'run')} ({format_size(num_bytes)}) into {plural(len(jobs), 'shard')} with {summary.workers}")
+    began = time.monotonic()
+    with show_progress(num_runs, num_bytes) as progress, closing(build_all(jobs, config.cluster, progress)) as lines:
         for line in lines:
             _take(line, ledger, summary, progress)
+            summary.build_seconds = time.monotonic() - began
             if _stopped(config, summary):
                 return
 
@@ -179,22 +189,15 @@ def _stopped(config: IngestConfig, summary: Summary) -> bool:
 
 def _take(line: dict[str, Any], ledger: Ledger, summary: Summary, progress: Progress) -> None:
     """Record a finished shard."""
-    num_bytes = line.pop("num_bytes_in", 0)
-    num_runs = len(ledger.state.planned[line["name"]].run_ids)
     ledger.append(line)
-    failures = [Failure.from_dict(values) for values in line["failures"]]
-    summary.failures += failures
-    summary.num_bytes_in += num_bytes
+    summary.failures += map(Failure.from_dict, line["failures"])
+    summary.num_bytes_in += line.get("resources", {}).get("num_bytes_in", 0)
     summary.num_added += len(line["rows"])
     if line["info"] is not None:
         summary.num_bytes_out += line["info"]["num_bytes"]
     if line["status"] == "error":
         summary.num_dead_shards += 1
-        progress.say(
-            f"failed: {line['name']}: worker: its process died twice, out of memory perhaps; run the same command "
-            "with fewer --workers"
-        )
-    progress.advance(runs=num_runs, num_bytes=num_bytes, failures=len(failures))
+        progress.say(f"{line['name']} was given up: its workers died outside its runs; run the same command again")
 
 
 def _job(config: IngestConfig, base: Path, shard: PlannedShard, state: State) -> ShardJob:
@@ -209,6 +212,8 @@ def _job(config: IngestConfig, base: Path, shard: PlannedShard, state: State) ->
         dtype=config.dtype,
         min_frames=config.min_frames,
         tr_s=config.tr,
+        resample=config.resample,
+        cleaning=config.cleaning,
     )
 
 

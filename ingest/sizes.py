@@ -1,4 +1,4 @@
-"""Sizes and counts as people write them."""
+"""Sizes, counts and durations as people write them."""
 
 from __future__ import annotations
 
@@ -43,3 +43,12 @@ def format_size(num_bytes: float) -> str:
             return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.3g} {unit}"
         value /= 1000
     return f"{value:.4g} TB"
+
+
+def format_duration(seconds: float) -> str:
+    """`seconds` for people: `40 s`, `12 min`, `3.5 h`."""
+    if seconds < 1:
+        return "less than 1 s"
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.3g} h"

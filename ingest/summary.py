@@ -24,6 +24,10 @@ class Summary:
     """In the set."""
     num_shards: int = 0
     seconds: float = 0.0
+    build_seconds: float = 0.0
+    """Of `seconds`, those spent on reading and building shards."""
+    workers: str = ""
+    """Who built the shards, in words."""
     written: list[str] = field(default_factory=list)
     """Tables that changed."""
     failures: list[Failure] = field(default_factory=list)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
-_ENTITY = re.compile(r"([a-z]+)-([A-Za-z0-9]+)")
+_ENTITY = re.compile(r"([a-z]+)-([A-Za-z0-9+]+)")  # + as in TemplateFlow's space-MNIInfant+1
 _LONG = {"sub": "subject", "ses": "session"}
 OWN_FIELDS = ("subject", "session", "task", "run")
 NOT_IN_ID = frozenset({*OWN_FIELDS, "space", "res", "den", "cohort", "desc"})
@@ -34,6 +35,15 @@ def parse_name(stem: str) -> tuple[dict[str, str], str]:
         else:
             entities[_LONG.get(match[1], match[1])] = match[2]
     return (entities, "_".join(rest)) if "subject" in entities else ({}, stem)
+
+
+def record_fields(entities: dict[str, str]) -> dict[str, Any]:
+    """The fields of a `RunRecord` that a name's entities give; `subject` must be among them."""
+    return {
+        **{name: entities.get(name, "") for name in OWN_FIELDS},
+        "entities": other_entities(entities),
+        "space": space_label(entities),
+    }
 
 
 def other_entities(entities: dict[str, str]) -> tuple[tuple[str, str], ...]:

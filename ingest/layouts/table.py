@@ -2,10 +2,11 @@
 
 A tab-separated file with a header line:
 
-    subject  session  task  run  bold  [mask  confounds  tr_s]
+    subject  bold  [session  task  run  mask  confounds  tr_s  space]
 
-`subject` and `bold` are required; empty cells and `n/a` mean absent; paths are relative to the
-table's folder. `--src` is the table itself.
+`subject` and `bold` are required; empty cells and `n/a` mean absent; labels are text (`007` stays `007`); paths
+are relative to the table's folder; `tr_s` is in seconds; `space` is a name such as MNI152NLin6Asym:res-2. `--src`
+is the table itself.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ingest.record import RunRecord
 from shards.errors import UsageError
 
 REQUIRED = ("subject", "bold")
-OPTIONAL = ("session", "task", "run", "mask", "confounds", "tr_s")
+OPTIONAL = ("session", "task", "run", "mask", "confounds", "tr_s", "space")
 _LABEL = re.compile(r"[A-Za-z0-9_-]*")
 
 
@@ -67,6 +68,7 @@ def _record(table: Path, number: int, columns: list[str], row: list[str]) -> Run
         session=labels["session"],
         task=labels["task"],
         run=labels["run"],
+        space=values.get("space", ""),
         bold=table.parent / values["bold"],
         mask=paths["mask"],
         confounds=paths["confounds"],

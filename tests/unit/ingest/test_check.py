@@ -1,13 +1,11 @@
-"""Repetition time, frames and confounds of one run."""
+"""Repetition time and frames of one run, and what becomes of failures."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 from nifti_files import bold_image, save
 
-from ingest.check import check_run, mean_fd_mm
+from ingest.check import check_run
 from ingest.failures import Failure, RunError, failures_to_tsv
 from ingest.record import RunRecord
 
@@ -45,23 +43,17 @@ def test_too_few_frames(bold):
         check_run(RunRecord(subject="1", bold=bold), min_frames=21, tr_s=None)
 
 
-def test_mean_framewise_displacement_leaves_out_what_is_not_a_number(tmp_path):
-    path = tmp_path / "c.tsv"
-    path.write_text("csf\tframewise_displacement\n1\tn/a\n1\t0.1\n1\t0.3\n")
-    assert mean_fd_mm(path, 3) == pytest.approx(0.2)
-    path.write_text("csf\n1\n2\n3\n")
-    assert math.isnan(mean_fd_mm(path, 3))
-    assert math.isnan(mean_fd_mm(None, 3))
-    for num_frames in (2, 4):
-        with pytest.raises(RunError, match="3 rows"):
-            mean_fd_mm(path, num_frames)
-    with pytest.raises(RunError, match="cannot be read"):
-        mean_fd_mm(tmp_path / "none.tsv", 3)
+def test_ledgers_without_a_class_of_failure_are_read():
+    failure = Failure.of("sub-1", "a.nii", (("a", 1, 2),), RunError("data", "bad", "copy again", "truncated"))
+    values = failure.to_dict()
+    assert values["kind"] == "truncated"
+    del values["kind"]
+    assert Failure.from_dict(values).kind == "data"
 
 
 def test_failures_table_keeps_its_columns_whatever_the_message_says():
     error = RunError("data", "bad\tbytes\nat the end", "copy\tagain")
     failure = Failure.of("sub-1", "a\tb.nii", (("a", 1, 2),), error)
     header, row = failures_to_tsv([failure]).splitlines()
-    assert len(row.split("\t")) == len(header.split("\t")) == 5
+    assert len(row.split("\t")) == len(header.split("\t")) == 6
     assert Failure.from_dict(failure.to_dict()) == failure

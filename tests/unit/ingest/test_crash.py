@@ -23,7 +23,11 @@ SUBJECTS = [f"{k:02d}" for k in range(1, 9)]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != "ledger.jsonl"}
+    return {
+        path.name: path.read_bytes()
+        for path in sorted(folder.iterdir())
+        if path.name not in ("ledger.jsonl", "report.html")
+    }
 
 
 def start(src: Path, out: Path, workers: int) -> subprocess.Popen[bytes]:

@@ -25,8 +25,12 @@ def run(src: Path, out: Path, *flags: str, workers: int = 0) -> int:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file but the ledger, whose lines are in order of completion."""
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != "ledger.jsonl"}
+    """Every file but the ledger and the report, which tell when and how fast things were done."""
+    return {
+        path.name: path.read_bytes()
+        for path in sorted(folder.iterdir())
+        if path.name not in ("ledger.jsonl", "report.html")
+    }
 
 
 def test_bids_to_shard_set(make_bids, tmp_path, capsys):
@@ -118,7 +122,7 @@ def test_overwrite_removes_what_is_ours_and_nothing_else(make_bids, tmp_path, ca
     (out / "notes.txt").write_text("mine")
     (out / "prep-000009.tar").write_text("mine too")
     assert run(src, out, "--dtype", "float32", "--overwrite") == 0
-    assert "removed 7 files" in capsys.readouterr().out
+    assert "removed 8 files" in capsys.readouterr().out
     assert sorted(path.name for path in out.glob("*.tar")) == ["prep-000000.tar", "prep-000009.tar"]
     assert (out / "notes.txt").read_text() == "mine"
     with ShardSet(out) as shards:
@@ -190,13 +194,13 @@ def test_each_bad_input_is_named_once_and_the_others_are_ingested(tmp_path, caps
     assert run(src, out, workers=workers) == 4
     lines = capsys.readouterr().err.splitlines()
     header, *rows = [line.split("\t") for line in (out / "failures.tsv").read_text().splitlines()]
-    assert header == ["run_id", "source", "stage", "reason", "remedy"]
+    assert header == ["run_id", "source", "stage", "class", "reason", "remedy"]
     found = {row[1]: row for row in rows}
     assert found.keys() == expected.keys()
     for name, (stage, words) in expected.items():
-        assert found[name][2] == stage and words in found[name][3] and found[name][4], found[name]
+        assert found[name][2] == stage and words in found[name][4] and found[name][5], found[name]
         assert sum(f" {name}: " in line for line in lines) == 1
-    assert len(lines) == len(expected)
+    assert len([line for line in lines if not line.startswith("dashboard ")]) == len(expected)
     with ShardSet(out) as shards:
         assert [entry.subject for entry in shards.runs] == ["good0", "good1", "good2"]
     before = contents(out)
@@ -231,7 +235,7 @@ def test_no_set_is_published_when_every_run_fails(tmp_path, capsys):
     (src / "b.nii.gz").write_text("x")
     assert run(src, out) == 4
     assert "no run could be ingested" in capsys.readouterr().out
-    assert sorted(path.name for path in out.iterdir()) == ["failures.tsv", "ledger.jsonl"]
+    assert sorted(path.name for path in out.iterdir()) == ["failures.tsv", "ledger.jsonl", "report.html"]
     (src / "a.nii.gz").write_bytes(good)
     assert run(src, out, "--dtype", "int16") == 4  # nothing was ingested: other settings are welcome
     assert ShardSet(out).manifest.dtype == "int16"
@@ -242,9 +246,12 @@ def test_confounds_of_another_length_fail_the_run(make_bids, tmp_path):
     table = src / "sub-01/func/sub-01_task-rest_desc-confounds_timeseries.tsv"
     table.write_text(table.read_text() + "0.1\t0.2\n")
     assert run(src, out) == 4
-    assert "confounds\tsub-01_task-rest_desc-confounds_timeseries.tsv has 21 rows, the run 20 frames" in (
-        (out / "failures.tsv").read_text()
-    )
+    row = (out / "failures.tsv").read_text().splitlines()[1].split("\t")
+    assert row[2:5] == [
+        "confounds",
+        "other-length",
+        "sub-01_task-rest_desc-confounds_timeseries.tsv has 21 rows, the run 20 frames",
+    ]
 
 
 def test_a_lost_shard_is_built_again_with_the_same_bytes(make_bids, tmp_path, capsys):
@@ -330,7 +337,7 @@ def test_a_source_that_changed_after_it_was_ingested_is_said(make_bids, tmp_path
     before = contents(out)
     make_bids(["02"], num_frames=25)
     assert run(src, out) == 0
-    assert "1 source changed since ingested (sub-02/func/" in capsys.readouterr().out
+    assert "1 source written to since ingested (sub-02/func/" in capsys.readouterr().out
     assert contents(out) == before
 
 
