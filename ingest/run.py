@@ -145,8 +145,8 @@ def _say_changed_sources(found: Scan, state: State, say: Say) -> None:
             changed.append(row.source)
     if changed:
         say(
-            f"{plural(len(changed), 'source')} written to since ingested ({changed[0]}): the set keeps the old content; "
-            "for the new one start anew with --overwrite"
+            f"{plural(len(changed), 'source')} written to since ingested ({changed[0]}): the set keeps the old "
+            "content; for the new one start anew with --overwrite"
         )
 
 
@@ -172,8 +172,8 @@ def _build(config: IngestConfig, found: Scan, ledger: Ledger, summary: Summary, 
     jobs = [_job(config, found.base, shard, state) for shard in state.pending()]
     num_runs = sum(len(job.runs) for job in jobs)
     num_bytes = sum(_size(job.base / run["bold"]) for job in jobs for run in job.runs)
-    summary.workers = config.cluster.describe(len(jobs))
-    say(f"{plural(num_runs, 'run')} ({format_size(num_bytes)}) into {plural(len(jobs), 'shard')} with {summary.workers}")
+    summary.workers = how = config.cluster.describe(len(jobs))
+    say(f"{plural(num_runs, 'run')} ({format_size(num_bytes)}) into {plural(len(jobs), 'shard')} with {how}")
     began = time.monotonic()
     with show_progress(num_runs, num_bytes) as progress, closing(build_all(jobs, config.cluster, progress)) as lines:
         for line in lines:

@@ -100,7 +100,6 @@ def effort(resources: Mapping[str, Any]) -> str:
         said.append(f"the hungriest worker held {format_size(resources['peak_rss_bytes'])} at its peak")
     seconds, num_bytes = resources.get("seconds"), resources.get("num_bytes_in")
     if seconds and num_bytes:
-        workers = resources.get("workers")
-        crew = f" with {plural(workers, 'worker')}" if workers else ""
+        crew = f" by {resources['workers']}" if resources.get("workers") else ""
         said.append(f"{format_size(num_bytes)} read in {seconds:.3g} s{crew} ({format_size(num_bytes / seconds)}/s)")
     return f"Last call that added runs: {'; '.join(said)}." if said else "Memory and time were not recorded."

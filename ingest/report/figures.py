@@ -74,7 +74,7 @@ def _error(found: Measured, dtype: str) -> Panel:
     known = found.values[found.known]
     if not known.any():
         return Panel(title=title, svg="", caption="None: every run is stored without loss.")
-    what = "The rms difference between stored and source values, in % of the temporal SD."
+    what = "The rms difference between what is stored and what it was made from, in % of the temporal SD."
     lossless = len(found.values) - known.size
     if lossless:
         what += f" {of_runs(lossless)} stored without loss {'is' if lossless == 1 else 'are'} left out."

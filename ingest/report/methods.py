@@ -80,7 +80,8 @@ def _values(manifest: Manifest, rows: Sequence[RunEntry]) -> list[str]:
     if errors.size and manifest.dtype != "float32":
         worst = f" (median over runs; {significant(float(errors.max()))} % in the worst)" if errors.size > 1 else ""
         middle = significant(float(np.median(errors)))
-        said.append(f"The rms difference to the source was {middle} % of the temporal SD{worst}.")
+        origin = "cleaned signal" if manifest.cleaning else "source"
+        said.append(f"The rms difference to the {origin} was {middle} % of the temporal SD{worst}.")
     return said
 
 

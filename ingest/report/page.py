@@ -45,8 +45,8 @@ class ReportInput:
     methods_cleaning: str
     """What cleaning did, in words for a paper; empty if nothing."""
     resources: Mapping[str, Any]
-    """`peak_rss_bytes` of the hungriest worker, `seconds`, `num_bytes_in`, `workers` of the last call that added
-    runs; empty if unknown."""
+    """`peak_rss_bytes` of the hungriest worker; `seconds`, `num_bytes_in` and `workers` (in words: `2 workers`) of the
+    last call that added runs; what is unknown is left out."""
 
 
 def render_report(report: ReportInput) -> str:
@@ -98,7 +98,9 @@ def _about_runs(report: ReportInput) -> dict[str, Any]:
     about = {
         "rows": rows,
         "headline": prose.headline(manifest, rows, len(report.failures), found),
-        "notices": prose.notices(rows, report.qc, report.failures, duplicates, measured),
+        "notices": prose.notices(
+            rows, report.qc, report.failures, duplicates, measured, bool(manifest and manifest.cleaning)
+        ),
         "duplicates": duplicates,
     }
     if manifest is None or not rows:

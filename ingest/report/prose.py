@@ -78,6 +78,7 @@ def notices(
     failures: Sequence[Failure],
     duplicates: Sequence[Duplicates],
     measured: Mapping[str, Measured],
+    cleaned: bool,
 ) -> list[str]:
     """What concerns the set as a whole, the most urgent first."""
     said = []
@@ -91,8 +92,8 @@ def notices(
         )
     if len({row.tr_s for row in rows}) > 1:
         said.append(
-            f"The repetition time differs: {tally((f'{row.tr_s:g} s' for row in rows), 'run')}. A window of so many "
-            "frames then covers different spans of time; --resample-tr makes them one."
+            f"The repetition time differs: {tally((f'{row.tr_s:g} s' for row in rows), 'run')}. A window of a given "
+            "number of frames then covers different spans of time; --resample-tr makes them one."
         )
     said += _motion(rows, measured["fd"]) if rows else []
     if rows and measured["tsnr"].median < 2:
@@ -103,6 +104,11 @@ def notices(
     resampled = [row.run_id for row in rows if qc.get(row.run_id, {}).get("resampled")]
     if resampled:
         said.append(f"{of_runs(len(resampled))} lay on another grid and were resampled: look for them in the table.")
+    if cleaned:
+        said.append(
+            "The runs were cleaned: tSNR, quantisation error and pictures are those of the cleaned signal, motion is "
+            "that of the source."
+        )
     return said
 
 

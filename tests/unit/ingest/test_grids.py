@@ -82,7 +82,7 @@ def test_another_resampling_is_refused_by_name(tmp_path, capsys):
 
 @pytest.mark.parametrize("codes", ["LAS", "RPI", "PIR", "SAL", "ARS"])
 def test_every_stored_orientation_gives_the_same_set(tmp_path, codes):
-    """The axes are permuted and flipped on disk; what is stored is one canonical orientation, and which it was is kept."""
+    """Axes are permuted and flipped on disk; what is stored is one canonical orientation, and which it was is kept."""
     plain = bold_image(0)
     orientation = nibabel.orientations.axcodes2ornt(codes)
     ras = nibabel.as_closest_canonical(plain)

@@ -65,7 +65,7 @@ def test_the_same_grid_gives_the_same_values_up_to_the_edge(method):
     volume = np.random.default_rng(1).standard_normal(SHAPE).astype("f4")
     rounded = np.diag([3.0, 3.0, 3.0, 1.0])
     rounded[:3, 3] = 1e-5
-    grid = Grid(shape=SHAPE, affine=((3.0, 0.0, 0.0, 0.0), (0.0, 3.0, 0.0, 0.0), (0.0, 0.0, 3.0, 0.0), (0.0, 0.0, 0.0, 1.0)))
+    grid = grid_of(3.0, (0.0, 0.0, 0.0), SHAPE)
     ours, resampler = resampled(volume, rounded, grid, method)
     assert resampler.num_outside == 0
     np.testing.assert_allclose(ours, volume, atol=1e-4)
