@@ -35,7 +35,7 @@ Say = Callable[[str], None]
 
 
 def new_runs(found: Scan, state: State) -> list[RunRecord]:
-    """Runs that are neither in the set, nor planned, nor on record as failed with the same files."""
+    """Runs that are neither in the set, nor planned, nor on record as failed for what is in the same files."""
     known = set(state.rows) | {run_id for shard in state.pending() for run_id in shard.run_ids}
     unknown = [record for record in found.records if record.run_id not in known]
     return [record for record in unknown if not _failed_before(record, found, state)]
@@ -125,7 +125,9 @@ def count_voxels(mask_base64: str) -> int:
 
 def _failed_before(record: RunRecord, found: Scan, state: State) -> bool:
     failure = state.failures.get(record.run_id)
-    return failure is not None and failure.signature == record.signature(found.base)
+    if failure is None or failure.stage == "worker":  # what kills a worker may be the worker's own fault
+        return False
+    return failure.signature == record.signature(found.base)
 
 
 def _with_mask(

@@ -22,7 +22,7 @@ from ingest.cluster_task import Build, Expected, Ticket, UnfitWorkerError, build
 from ingest.failures import Failure, RunError
 from ingest.progress import Progress
 from ingest.record import RunRecord
-from shards.errors import BoldstreamError
+from shards.errors import EXIT_SOME_FAILED, BoldstreamError
 from shards.writer import TEMPORARY
 
 TICK_S = 1.0
@@ -32,6 +32,8 @@ MAX_DEATHS_ELSEWHERE = 3
 
 class ClusterLostError(BoldstreamError):
     """The scheduler went away in the middle; finished shards are kept."""
+
+    exit_code = EXIT_SOME_FAILED
 
 
 def build_all(
@@ -111,7 +113,6 @@ class _Shard:
 
     def __init__(self, job: ShardJob) -> None:
         self.job = job
-        self.records = [RunRecord.from_dict(values, job.base) for values in job.runs]
         self.attempt = 0
         self.worker: str | None = None
         """In words; None until a worker said that it began."""
@@ -126,7 +127,8 @@ class _Shard:
 
     def dies(self) -> tuple[RunRecord | None, int]:
         """Note a worker's death: the run that it worked on, None if on none, and how often that happened."""
-        on = next((record for record in self.records if record.run_id not in self._passed), None)
+        records = (RunRecord.from_dict(values, self.job.base) for values in self.job.runs)
+        on = next((record for record in records if record.run_id not in self._passed), None)
         if self.worker is None or (on is not None and on.run_id in self.job.without):
             on = None
         key = "" if on is None else on.run_id
@@ -151,8 +153,8 @@ class _Builder:
         self.say = tally.progress.say
         self.fresh = deque(_Shard(job) for job in jobs)
         self.suspects: deque[_Shard] = deque()
-        self.running: dict[str, _Shard] = {}
-        """By key of its future."""
+        self.running: dict[str, tuple[_Shard, Any]] = {}
+        """Shard and future, by the future's key; a future that nobody holds is cancelled."""
         self.by_name = {shard.job.name: shard for shard in self.fresh}
         self.call = f"ingest-fmri-{uuid.uuid4().hex}"
         self.expected = Expected.of(jobs[0])
@@ -178,14 +180,14 @@ class _Builder:
             self.pool.tend()
             self.num_threads = self.pool.num_threads()
         except OSError as error:
-            raise _lost(error) from None
+            raise _lost(str(error) or type(error).__name__) from None
 
     def _hand_out(self) -> None:
         for shard in self._ready():
             key = f"{self.call}-{shard.job.name}-{shard.attempt}"
             ticket = Ticket(topic=self.call, attempt=shard.attempt, expected=self.expected)
-            self.running[key] = shard
             future = self.pool.client.submit(build_on_worker, self.build, shard.job, ticket, key=key, pure=False)
+            self.running[key] = shard, future
             future.add_done_callback(self.inbox.put)
 
     def _ready(self) -> Iterator[_Shard]:
@@ -226,13 +228,13 @@ class _Builder:
 
         from distributed import KilledWorker
 
-        shard = self.running.pop(future.key)
+        shard, _ = self.running.pop(future.key)
         try:
             line: dict[str, Any] | None = future.result()
         except KilledWorker:
             line = self._died(shard)
-        except CancelledError as error:
-            raise _lost(error) from None
+        except CancelledError:
+            raise _lost("the connection broke") from None
         except ImportError as error:
             raise UnfitWorkerError(
                 f"a worker cannot import what it needs ({error}); give it this environment"
@@ -266,12 +268,13 @@ class _Builder:
 
 def _death_of(pool: Pool, times: int) -> RunError:
     reason = f"{times} worker processes died while working on it"
+    memory = "a worker has (for jobs: --cluster-options memory=...)"
     if pool.shares_memory:
         reason += ", the last one with nothing beside it"
-        remedy = "it needs more memory than there is, or crashes a library: see whether nibabel reads it"
-    else:
-        remedy = "more memory for each job may help (--cluster-options memory=...); else see whether nibabel reads it"
-    return RunError("worker", reason, remedy)
+        memory = "this machine has"
+    return RunError(
+        "worker", reason, f"it needs more memory than {memory}, or crashes a library: does nibabel read it?"
+    )
 
 
 def _given_up(job: ShardJob) -> dict[str, Any]:
@@ -285,8 +288,7 @@ def _remove_partial(job: ShardJob) -> None:
         path.unlink(missing_ok=True)
 
 
-def _lost(error: BaseException) -> ClusterLostError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _lost(reason: str) -> ClusterLostError:
     return ClusterLostError(
         f"the Dask scheduler is gone ({reason}); finished shards are kept, the same command goes on from here"
     )

@@ -66,7 +66,7 @@ class Pbs(Queue):
         if not job_ids:
             return {}
         done = _answer([self.show, *job_ids])
-        if done is None or (done.returncode and not done.stdout and "nknown" not in done.stderr):
+        if done is None or (done.returncode and not done.stdout and "unknown" not in done.stderr.lower()):
             return None  # jobs that ended are "Unknown Job Id"
         rows = [line.split() for line in done.stdout.splitlines() if line[:1].isdigit()]
         states = {row[0].split(".")[0]: row[-2] for row in rows if len(row) > 2}

@@ -20,7 +20,7 @@ from ingest.cluster_pools import CLOSE_S, SAY_EVERY_S, SETTINGS, Pool, Say, dash
 from ingest.queue_commands import Queue, queue_of
 from ingest.queue_request import job_arguments
 from ingest.sizes import format_size, plural
-from shards.errors import BoldstreamError, UsageError
+from shards.errors import EXIT_SOME_FAILED, BoldstreamError, UsageError
 
 LOOK_EVERY_S = 30.0
 """The queue is asked that often while workers are missing."""
@@ -32,6 +32,8 @@ SUBMISSIONS_AT_ONCE = 8
 
 class NoWorkersError(BoldstreamError):
     """The queue's jobs end before a worker starts."""
+
+    exit_code = EXIT_SOME_FAILED
 
 
 class Submissions:
@@ -234,7 +236,7 @@ class QueuePool(Pool):
     def _say_waiting(self, what: str) -> None:
         """Once a minute while there is no worker at all, later only what is new."""
         num_there = self.num_threads()
-        text = f"{num_there} of {plural(self.num_workers, 'worker')} have started; {what}"
+        text = f"{num_there} of {plural(self.num_workers, 'worker')} are connected; {what}"
         if time.monotonic() - self._said_s >= SAY_EVERY_S and (not num_there or text != self._said):
             self._said_s, self._said = time.monotonic(), text
             self.say(text)

@@ -10,6 +10,7 @@ from typing import Any
 from ingest.additions import Say, new_runs, plan_line
 from ingest.build import ShardJob
 from ingest.cluster import build_all
+from ingest.cluster_reach import chk_reachable
 from ingest.config import IngestConfig, clean_name, compare
 from ingest.failures import Failure
 from ingest.forecast import forecast
@@ -50,6 +51,8 @@ def ingest(config: IngestConfig, say: Say, command: str = "") -> Summary:
         Nothing more can be done; the state on disk is consistent, the next call goes on.
     """
     started = time.monotonic()
+    if not config.dry_run:
+        chk_reachable(config.cluster)
     before = _state_there(config)
     found = _scan(config, before)
     for note in found.notes:
@@ -204,9 +207,9 @@ def _job(config: IngestConfig, base: Path, shard: PlannedShard, state: State) ->
     if state.grid is None:
         raise OutputError(f"{config.out / LEDGER} plans shards but no grid; restore it, or start anew with --overwrite")
     return ShardJob(
-        out=config.out.resolve(),
+        out=config.out.absolute(),  # not resolved: other nodes may reach a shared folder by other links
         name=shard.name,
-        base=base.resolve(),
+        base=base.absolute(),
         runs=shard.runs,
         grid=state.grid,
         dtype=config.dtype,
