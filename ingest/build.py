@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.cleaning_config import CleaningConfig
+from ingest.cleaning.config import CleaningConfig
 from ingest.failures import Failure, RunError
 from ingest.ledger import row_to_dict
 from ingest.memory import peak_rss_bytes

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ingest.cleaning_config import CleaningConfig
-from ingest.cluster_config import ClusterConfig
+from ingest.cleaning.config import CleaningConfig
+from ingest.cluster.config import ClusterConfig
 from ingest.sizes import parse_size
 from shards.errors import ConfigDiffersError, UsageError
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,13 +111,16 @@ def power_displacement_mm(trans_mm_T3: NDArray[np.float64], rot_rad_T3: NDArray[
     float64 array (time,)
         In mm; nan for the first frame, which has none before it.
     """
-    steps_mm_T6 = np.abs(np.diff(np.hstack([trans_mm_T3, HEAD_RADIUS_MM * rot_rad_T3]), axis=0))
-    return np.concatenate([[math.nan], steps_mm_T6.sum(axis=1)])
+    with np.errstate(over="ignore", invalid="ignore"):  # a broken estimate is infinite or nan, and no more than that
+        steps_mm_T6 = np.abs(np.diff(np.hstack([trans_mm_T3, HEAD_RADIUS_MM * rot_rad_T3]), axis=0))
+        return np.concatenate([[math.nan], steps_mm_T6.sum(axis=1)])
 
 
 def _lines(path: Path) -> list[str]:
     """The lines that are not blank; one of tabs alone is a row of empty cells."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OSError("not a regular file")
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(

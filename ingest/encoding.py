@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingest.check import CheckedRun, check_run
-from ingest.cleaning import CleaningConfig, clean_run
+from ingest.cleaning.clean import CleaningConfig, clean_run
 from ingest.confounds import framewise_displacement_mm, read_confounds
 from ingest.failures import RunError
 from ingest.grid import canonical_grid, other_grid, same_grid, stored_positions

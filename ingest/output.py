@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from ingest.cleaning_config import CleaningConfig
+from ingest.cleaning.config import CleaningConfig
 from ingest.failures import FAILURES, failures_to_tsv
 from ingest.ledger import LEDGER, State, is_ledger, replay
-from ingest.report_file import REPORT
+from ingest.report.file import REPORT
 from shards.chunks import codec_summary
 from shards.errors import OutputError, ShardError, UsageError
 from shards.format import (

@@ -9,8 +9,8 @@ from typing import Any
 
 from ingest.additions import Say, new_runs, plan_line
 from ingest.build import ShardJob
-from ingest.cluster import build_all
-from ingest.cluster_reach import chk_reachable
+from ingest.cluster.reach import chk_reachable
+from ingest.cluster.schedule import build_all
 from ingest.config import IngestConfig, clean_name, compare
 from ingest.failures import Failure
 from ingest.forecast import forecast
@@ -27,7 +27,7 @@ from ingest.output import (
     subjects_without_row,
 )
 from ingest.progress import Progress, show_progress
-from ingest.report_file import bring_report_up_to_date
+from ingest.report.file import bring_report_up_to_date
 from ingest.sizes import format_size, plural
 from ingest.summary import Summary
 from shards.errors import OutputError

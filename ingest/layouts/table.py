@@ -12,6 +12,7 @@ is the table itself.
 from __future__ import annotations
 
 import csv
+import io
 import math
 import re
 from pathlib import Path
@@ -32,12 +33,8 @@ def find_runs(table: Path) -> list[RunRecord]:
     UsageError
         A column is missing or unknown, or a cell is not what its column holds; the line is named.
     """
-    try:
-        lines = table.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{table}: cannot be read as a text table ({error}); save it as tab-separated UTF-8") from None
-    rows = list(csv.reader(lines, delimiter="\t"))
-    columns = [name.strip() for name in rows[0]] if rows else []
+    numbered = _rows(table)
+    columns = [name.strip() for name in numbered[0][1]] if numbered else []
     missing = [name for name in REQUIRED if name not in columns]
     unknown = [name for name in columns if name not in REQUIRED + OPTIONAL]
     if missing or unknown or len(set(columns)) != len(columns):
@@ -45,14 +42,28 @@ def find_runs(table: Path) -> list[RunRecord]:
             f"{table}: columns are {', '.join(columns) or 'none'}; required are {', '.join(REQUIRED)}, allowed "
             f"{', '.join(OPTIONAL)}, each once and separated by tabs"
         )
-    numbered = [(number, row) for number, row in enumerate(rows[1:], start=2) if any(cell.strip() for cell in row)]
-    return [_record(table, number, columns, row) for number, row in numbered]
+    return [_record(table, number, columns, row) for number, row in numbered[1:] if any(cell.strip() for cell in row)]
+
+
+def _rows(table: Path) -> list[tuple[int, list[str]]]:
+    """The cells of each row and the number of its last line."""
+    try:
+        text = io.StringIO(table.read_text(encoding="utf-8-sig"), newline=None)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{table}: cannot be read as a text table ({error}); save it as tab-separated UTF-8") from None
+    reader = csv.reader(text, delimiter="\t", strict=True)
+    try:
+        return [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise UsageError(f"{table}, line {reader.line_num}: {error}; correct the line") from None
 
 
 def _record(table: Path, number: int, columns: list[str], row: list[str]) -> RunRecord:
     where = f"{table}, line {number}"
     if len(row) != len(columns):
         raise UsageError(f"{where}: {len(row)} cells, the header has {len(columns)}; complete the line")
+    if any("\0" in cell for cell in row):
+        raise UsageError(f"{where}: a cell holds a nul byte, which no path or label has; remove it")
     values = {name: "" if cell.strip() == "n/a" else cell.strip() for name, cell in zip(columns, row, strict=True)}
     labels = {name: values.get(name, "") for name in ("subject", "session", "task", "run")}
     for name, prefix in (("subject", "sub-"), ("session", "ses-")):

@@ -229,7 +229,7 @@ def _sort_in(entry: os.DirEntry[str], listed: _Listed) -> None:
         (listed.links if _leads_to_a_folder(entry) else listed.files).append(name)
     elif entry.is_dir(follow_symlinks=False):
         listed.folders.append(name)
-    elif entry.is_file(follow_symlinks=False):
+    else:  # pipes and devices too: a run of such a name fails later, it does not vanish
         listed.files.append(name)
 
 

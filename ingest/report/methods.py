@@ -26,7 +26,7 @@ def methods(
     Parameters
     ----------
     methods_cleaning
-        What `ingest.cleaning.methods_text` says; empty if the signal was not cleaned.
+        What `ingest.cleaning.clean.methods_text` says; empty if the signal was not cleaned.
     """
     cleaning = methods_cleaning.strip() or "The signal was not filtered, regressed or censored at this step."
     said = (_runs(manifest, rows), *_motion(rows), _geometry(manifest, rows, qc), cleaning, *_values(manifest, rows))

@@ -13,7 +13,7 @@ from eval.metrics import score
 from eval.parcels import atlas_parcels
 from eval.targets import Target
 from ingest.cli import main as ingest
-from ingest.simulate_cli import main as simulate
+from ingest.simulate.cli import main as simulate
 from shards.reader import ShardSet
 from shards.splits import make_split
 

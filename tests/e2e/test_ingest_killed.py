@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ingest.simulate import simulate
-from ingest.simulate_config import SimulateConfig
+from ingest.simulate.config import SimulateConfig
+from ingest.simulate.run import simulate
 
 NUM_KILLS = 50
 RECORDS = ("ledger.jsonl", "report.html")

@@ -16,11 +16,11 @@ from nilearn.interfaces.fmriprep import load_confounds_strategy
 from nilearn.signal import clean
 from scipy.interpolate import CubicSpline
 
-from ingest import cleaning
-from ingest.cleaning import CleaningConfig, clean_run, methods_text
+from ingest.cleaning import clean as cleaning
+from ingest.cleaning.clean import CleaningConfig, clean_run, methods_text
+from ingest.cleaning.retiming import resample_time
 from ingest.failures import RunError
 from ingest.record import RunRecord
-from ingest.retiming import resample_time
 from shards.errors import UsageError
 
 OUTLIERS = {20: 0.8, 21: 0.9, 22: 1.2, 40: 0.7, 44: 0.6}  # none as far from the other end as another

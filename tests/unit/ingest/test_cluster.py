@@ -16,10 +16,10 @@ import psutil
 import pytest
 from cluster_builds import RUN_BYTES, act, attempts, die_at_once, job
 
-import ingest.cluster_task
-from ingest.cluster import build_all
-from ingest.cluster_config import ClusterConfig
-from ingest.cluster_task import Expected
+import ingest.cluster.task
+from ingest.cluster.config import ClusterConfig
+from ingest.cluster.schedule import build_all
+from ingest.cluster.task import Expected
 from shards.errors import OutputError
 from shards.writer import TEMPORARY
 
@@ -153,7 +153,7 @@ def test_an_output_error_of_a_worker_ends_the_call_with_its_own_words(tmp_path):
 def test_workers_of_another_version_are_unfit(tmp_path, monkeypatch):
     expected = Expected.of(job(tmp_path, 0, "fine"))
     assert expected.misfit() is None
-    monkeypatch.setattr(ingest.cluster_task, "_versions", lambda: dict.fromkeys(expected.versions, "0.0"))
+    monkeypatch.setattr(ingest.cluster.task, "_versions", lambda: dict.fromkeys(expected.versions, "0.0"))
     assert "has boldstream 0.0, not" in expected.misfit()
 
 
@@ -175,8 +175,8 @@ import signal, sys
 from pathlib import Path
 from cluster_builds import act, job
 from ingest.cli import _interruptible, _Interrupted
-from ingest.cluster import build_all
-from ingest.cluster_config import ClusterConfig
+from ingest.cluster.schedule import build_all
+from ingest.cluster.config import ClusterConfig
 from test_cluster import Heard
 
 if __name__ == "__main__":

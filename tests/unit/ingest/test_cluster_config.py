@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ingest.cluster_config import ClusterConfig, format_walltime, parse_options, parse_walltime
+from ingest.cluster.config import ClusterConfig, format_walltime, parse_options, parse_walltime
 from shards.errors import UsageError
 
 

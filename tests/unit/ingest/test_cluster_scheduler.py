@@ -17,10 +17,10 @@ from cluster_builds import act, attempts, job
 from distributed import LocalCluster
 from test_cluster import Heard, built
 
-import ingest.cluster_reach
-from ingest.cluster import ClusterLostError, build_all
-from ingest.cluster_config import ClusterConfig
-from ingest.cluster_task import UnfitWorkerError
+import ingest.cluster.reach
+from ingest.cluster.config import ClusterConfig
+from ingest.cluster.schedule import ClusterLostError, build_all
+from ingest.cluster.task import UnfitWorkerError
 from shards.errors import UsageError
 
 
@@ -75,7 +75,7 @@ def test_no_scheduler_is_one_line_within_seconds(tmp_path):
 
 @pytest.mark.parametrize("greeting", [b"", b"SSH-2.0-OpenSSH_9.2\r\n"])
 def test_a_server_that_is_no_scheduler_is_one_line(tmp_path, monkeypatch, greeting):
-    monkeypatch.setattr(ingest.cluster_reach, "CONNECT_S", 1.0)
+    monkeypatch.setattr(ingest.cluster.reach, "CONNECT_S", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
         threading.Thread(target=lambda: server.accept()[0].sendall(greeting) if greeting else None).start()

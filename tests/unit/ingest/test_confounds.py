@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import nilearn
@@ -184,3 +185,11 @@ def test_a_file_that_cannot_be_used_fails_the_run_by_name(tmp_path, name, conten
     with pytest.raises(RunError, match=words) as caught:
         read_confounds(tmp_path / name, 1)
     assert caught.value.stage == "confounds" and name in caught.value.reason
+
+
+@pytest.mark.parametrize("target", ["/dev/zero", "pipe", "."])
+def test_what_is_no_regular_file_is_not_opened(tmp_path, target):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "a.tsv").symlink_to(target)
+    with pytest.raises(RunError, match=r"a\.tsv cannot be read \(not a regular file\)"):
+        read_confounds(tmp_path / "a.tsv", 1)

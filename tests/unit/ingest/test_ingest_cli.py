@@ -5,10 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nibabel
@@ -400,9 +400,10 @@ def test_help_is_quick_and_imports_neither_torch_nor_dask():
     )
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        seconds.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)  # others may be busy too
         assert done.returncode == 0, done.stderr
     assert "--participant-label" in done.stdout and "exit codes" in done.stdout
     assert min(seconds) < 0.5

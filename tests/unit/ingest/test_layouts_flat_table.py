@@ -100,6 +100,9 @@ def test_table_with_a_byte_order_mark_and_absolute_paths(tmp_path):
         ("subject\tbold\n1\t\n", "line 2: no bold file"),
         ("subject\tbold\ttr_s\n1\tx\t-2\n", "line 2: tr_s is '-2'"),
         ("subject\tbold\ttr_s\n1\tx\tfast\n", "line 2: tr_s is 'fast'"),
+        ('subject\tbold\n1\tx\n\n2\t"y\n3\tz\n', "line 5: unexpected end of data"),
+        (f"subject\tbold\n1\t{200_000 * 'x'}\n", "line 2: field larger than field limit"),
+        ("subject\tbold\n\n1\tx\0\n", "line 3: a cell holds a nul byte"),
     ],
 )
 def test_bad_tables_name_the_line(tmp_path, text, words):

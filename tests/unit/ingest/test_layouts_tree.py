@@ -54,9 +54,9 @@ def test_linked_files_are_listed(tmp_path):
     assert listed(tmp_path / "data") == ["rest.nii.gz"]
 
 
-def test_pipes_are_not_listed(tmp_path):
+def test_a_pipe_is_listed_and_not_opened(tmp_path):
     os.mkfifo(tmp_path / "rest.nii.gz")
-    assert listed(tmp_path) == []
+    assert listed(tmp_path) == ["rest.nii.gz"]
 
 
 @pytest.mark.parametrize(

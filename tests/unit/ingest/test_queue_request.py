@@ -17,11 +17,11 @@ from dask_jobqueue.slurm import SLURMJob
 from nifti_files import bold_image, save
 from test_cluster import Heard
 
-from ingest.cluster import build_all
-from ingest.cluster_config import ClusterConfig
-from ingest.cluster_reach import chk_reachable
-from ingest.queue_commands import Pbs, queue_of
-from ingest.queue_request import job_arguments, worker_memory_bytes
+from ingest.cluster.config import ClusterConfig
+from ingest.cluster.queue_commands import Pbs, queue_of
+from ingest.cluster.queue_request import job_arguments, worker_memory_bytes
+from ingest.cluster.reach import chk_reachable
+from ingest.cluster.schedule import build_all
 from shards.errors import UsageError
 
 

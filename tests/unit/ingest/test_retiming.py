@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.retiming import HALF_WIDTH, PASSBAND, num_frames_after, resample_time, time_operator
+from ingest.cleaning.retiming import HALF_WIDTH, PASSBAND, num_frames_after, resample_time, time_operator
 
 PHASES = np.linspace(0, 2 * np.pi, 16, endpoint=False)
 RATIOS = [(0.72, 2.0), (0.8, 0.72), (2.0, 0.8), (0.735, 2.2), (2.0, 1.127), (3.0, 2.0), (1.0, 2.0)]

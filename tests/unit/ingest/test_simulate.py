@@ -16,11 +16,11 @@ import pandas as pd
 import pytest
 from nilearn.interfaces.fmriprep import load_confounds_strategy
 
-from ingest.simulate import simulate
-from ingest.simulate_cli import main
-from ingest.simulate_cohort import make_cohort, participants_rows
-from ingest.simulate_config import SimulateConfig
-from ingest.simulate_confounds import draw_motion, framewise_displacement
+from ingest.simulate.cli import main
+from ingest.simulate.cohort import make_cohort, participants_rows
+from ingest.simulate.config import SimulateConfig
+from ingest.simulate.confounds import draw_motion, framewise_displacement
+from ingest.simulate.run import simulate
 from shards.errors import ConfigDiffersError, OutputError, UsageError
 
 SMALL = {"subjects": 2, "frames": 40, "voxel_mm": 10, "parcels": 20, "workers": 1}
@@ -166,7 +166,7 @@ def test_interrupted_simulation_is_continued_to_the_same_bytes(cohort_folder, tm
 
 def test_killed_process_leaves_a_folder_that_can_be_continued(cohort_folder, tmp_path):
     out = tmp_path / "cohort"
-    command = [sys.executable, "-m", "ingest.simulate_cli", "--out", str(out), *SMALL_FLAGS, "--workers", "2"]
+    command = [sys.executable, "-m", "ingest.simulate.cli", "--out", str(out), *SMALL_FLAGS, "--workers", "2"]
     process = subprocess.Popen(command)
     while not (out / "sub-0001").exists() and process.poll() is None:
         time.sleep(0.01)
@@ -180,7 +180,7 @@ def test_interrupt_from_the_keyboard_exits_130_in_one_line(tmp_path):
     out = tmp_path / "cohort"
     flags = ["--out", str(out), *SMALL_FLAGS, "--workers", "2", "--subjects", "2000"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "ingest.simulate_cli", *flags],
+        [sys.executable, "-m", "ingest.simulate.cli", *flags],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -241,7 +241,7 @@ def test_output_and_configuration_errors_have_their_exit_codes(cohort_folder, tm
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys\nfrom ingest.simulate_cli import main\n"
+        "import sys\nfrom ingest.simulate.cli import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit as stop:\n    assert not stop.code\n"
         "heavy = {'torch', 'dask', 'nilearn', 'scipy', 'numpy'} & set(sys.modules)\nassert not heavy, heavy\n"
     )

@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 from nilearn.interfaces.fmriprep import load_confounds_strategy
 
-from ingest.cleaning import CleaningConfig, clean_run
+from ingest.cleaning.clean import CleaningConfig, clean_run
 from ingest.record import RunRecord
-from ingest.simulate import simulate
-from ingest.simulate_config import SimulateConfig
-from ingest.simulate_confounds import tissue_components
+from ingest.simulate.config import SimulateConfig
+from ingest.simulate.confounds import tissue_components
+from ingest.simulate.run import simulate
 from shards.errors import UsageError
 
 FLAGS = {"subjects": 2, "frames": 160, "voxel_mm": 10, "parcels": 20, "motion": 0.06, "workers": 1}

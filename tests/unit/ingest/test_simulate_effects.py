@@ -23,11 +23,10 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ingest.simulate import simulate
-from ingest.simulate_anatomy import Anatomy, load_anatomy, mean_image, smooth, smoothed_sd
-from ingest.simulate_cohort import make_cohort
-from ingest.simulate_config import GROUPS, SimulateConfig
-from ingest.simulate_regions import (
+from ingest.simulate.anatomy import Anatomy, load_anatomy, mean_image, smooth, smoothed_sd
+from ingest.simulate.cohort import make_cohort
+from ingest.simulate.config import GROUPS, SimulateConfig
+from ingest.simulate.regions import (
     SIGNAL_PERCENT,
     Population,
     haemodynamic_response,
@@ -36,6 +35,7 @@ from ingest.simulate_regions import (
     rotation,
     subject_covariance,
 )
+from ingest.simulate.run import simulate
 
 NUM_SUBJECTS = 100
 SEEDS = range(8)

@@ -17,12 +17,12 @@ import pytest
 from cluster_builds import act, attempts, build_slowly, job
 from test_cluster import Heard, built
 
-import ingest.queue_pool
+import ingest.cluster.queue_pool
 import ingest.run
 from ingest.cli import main
-from ingest.cluster import build_all
-from ingest.cluster_config import ClusterConfig
-from ingest.queue_pool import NoWorkersError
+from ingest.cluster.config import ClusterConfig
+from ingest.cluster.queue_pool import NoWorkersError
+from ingest.cluster.schedule import build_all
 from shards.errors import UsageError
 
 MISSING = [name for name in ("slurmctld", "slurmd", "sbatch", "squeue", "scancel") if shutil.which(name) is None]
@@ -106,7 +106,7 @@ def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
 def quickly(slurm, monkeypatch):
     """Ask the queue every few seconds instead of half-minutes; no job outlives its test."""
     for name, seconds in (("LOOK_EVERY_S", 2.0), ("FIRST_LOOK_S", 1.0), ("SAY_EVERY_S", 3.0)):
-        monkeypatch.setattr(ingest.queue_pool, name, seconds)
+        monkeypatch.setattr(ingest.cluster.queue_pool, name, seconds)
     yield
     wait_until(lambda: told("squeue", "-h") == "", 30)
 

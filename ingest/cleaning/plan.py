@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.cleaning_config import CleaningConfig
-from ingest.confound_selection import Selection
+from ingest.cleaning.config import CleaningConfig
+from ingest.cleaning.retiming import num_frames_after
+from ingest.cleaning.selection import Selection
 from ingest.failures import RunError
-from ingest.retiming import num_frames_after
 
 Array = NDArray[np.float64]
 

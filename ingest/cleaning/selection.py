@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.cleaning_config import COSINE_PERIOD_S, SCRUB_DVARS, SCRUB_FD_MM, SCRUB_SEGMENT_FRAMES, CleaningConfig
+from ingest.cleaning.config import COSINE_PERIOD_S, SCRUB_DVARS, SCRUB_FD_MM, SCRUB_SEGMENT_FRAMES, CleaningConfig
 from ingest.confounds import Confounds, framewise_displacement_mm, read_confounds
 from ingest.failures import RunError
 from ingest.layouts.names import parse_name

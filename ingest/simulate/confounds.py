@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ingest.simulate_cohort import Stream, Subject, random_stream
-from ingest.simulate_config import SimulateConfig
+from ingest.simulate.cohort import Stream, Subject, random_stream
+from ingest.simulate.config import SimulateConfig
 
 Array = npt.NDArray[np.float64]
 

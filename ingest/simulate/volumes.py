@@ -15,11 +15,11 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from ingest.simulate_anatomy import Anatomy, mean_image, site_gain, smooth, smoothed_sd
-from ingest.simulate_cohort import Stream, Subject, random_stream
-from ingest.simulate_config import SimulateConfig
-from ingest.simulate_confounds import HeadMotion
-from ingest.simulate_regions import haemodynamic_response
+from ingest.simulate.anatomy import Anatomy, mean_image, site_gain, smooth, smoothed_sd
+from ingest.simulate.cohort import Stream, Subject, random_stream
+from ingest.simulate.config import SimulateConfig
+from ingest.simulate.confounds import HeadMotion
+from ingest.simulate.regions import haemodynamic_response
 
 TSNR = 60.0
 """Mean of the brain over the SD of the thermal noise, at a site whose gain is 1."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ingest.build import ShardJob, read_set_mask
-from ingest.cluster_config import ClusterConfig, format_walltime
+from ingest.cluster.config import ClusterConfig, format_walltime
 from ingest.failures import RunError
 from ingest.nifti import read_header
 from shards.errors import UsageError

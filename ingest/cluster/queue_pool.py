@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from ingest.build import ShardJob
-from ingest.cluster_config import ClusterConfig
-from ingest.cluster_pools import CLOSE_S, SAY_EVERY_S, SETTINGS, Pool, Say, dashboard, signals_deferred, silence
-from ingest.queue_commands import Queue, queue_of
-from ingest.queue_request import job_arguments
+from ingest.cluster.config import ClusterConfig
+from ingest.cluster.pools import CLOSE_S, SAY_EVERY_S, SETTINGS, Pool, Say, dashboard, signals_deferred, silence
+from ingest.cluster.queue_commands import Queue, queue_of
+from ingest.cluster.queue_request import job_arguments
 from ingest.sizes import format_size, plural
 from shards.errors import EXIT_SOME_FAILED, BoldstreamError, UsageError
 

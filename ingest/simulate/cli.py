@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from ingest.simulate_config import SimulateConfig
+from ingest.simulate.config import SimulateConfig
 from shards.errors import EXIT_INTERRUPTED, EXIT_OK, BoldstreamError
 from shards.flags import read_flags
 
@@ -44,7 +44,7 @@ def _parse(argv: Sequence[str] | None) -> SimulateConfig:
 
 
 def _run(config: SimulateConfig) -> int:
-    from ingest.simulate import simulate
+    from ingest.simulate.run import simulate
 
     started = time.monotonic()
     progress = _Progress(started)

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from ingest.simulate_anatomy import Anatomy, load_anatomy
-from ingest.simulate_bids import (
+from ingest.simulate.anatomy import Anatomy, load_anatomy
+from ingest.simulate.bids import (
     ATLAS,
     ATLAS_TABLE,
     DESCRIPTION,
@@ -41,11 +41,11 @@ from ingest.simulate_bids import (
     simulation_json,
     subject_files,
 )
-from ingest.simulate_cohort import Subject, make_cohort
-from ingest.simulate_config import SimulateConfig
-from ingest.simulate_confounds import confound_columns, confounds_json, confounds_tsv, draw_motion
-from ingest.simulate_regions import Population, make_population, region_series
-from ingest.simulate_volumes import FrameSignals, paint, write_bold, write_volume
+from ingest.simulate.cohort import Subject, make_cohort
+from ingest.simulate.config import SimulateConfig
+from ingest.simulate.confounds import confound_columns, confounds_json, confounds_tsv, draw_motion
+from ingest.simulate.regions import Population, make_population, region_series
+from ingest.simulate.volumes import FrameSignals, paint, write_bold, write_volume
 from shards.errors import BoldstreamError, ConfigDiffersError, OutputError
 from shards.writer import TEMPORARY, atomic_file, write_atomic
 

@@ -34,12 +34,12 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from ingest.cleaning_config import CleaningConfig
-from ingest.cleaning_methods import methods_text
-from ingest.cleaning_plan import Plan, make_plan
-from ingest.confound_selection import select
+from ingest.cleaning.config import CleaningConfig
+from ingest.cleaning.methods import methods_text
+from ingest.cleaning.plan import Plan, make_plan
+from ingest.cleaning.retiming import time_operator
+from ingest.cleaning.selection import select
 from ingest.record import RunRecord
-from ingest.retiming import time_operator
 from ingest.scratch import Scratch
 
 __all__ = ["Cleaned", "CleaningConfig", "clean_run", "methods_text"]

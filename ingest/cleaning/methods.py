@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ingest.cleaning_config import COSINE_PERIOD_S, SCRUB_DVARS, SCRUB_FD_MM, SCRUB_SEGMENT_FRAMES, CleaningConfig
+from ingest.cleaning.config import COSINE_PERIOD_S, SCRUB_DVARS, SCRUB_FD_MM, SCRUB_SEGMENT_FRAMES, CleaningConfig
 
 _POWER_2012 = "Power et al., 2012, doi:10.1016/j.neuroimage.2011.10.018"
 _POWER_2014 = "Power et al., 2014, doi:10.1016/j.neuroimage.2013.08.048"

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ingest.build import ShardJob, build_shard
-from ingest.cluster_config import ClusterConfig
-from ingest.cluster_pools import Pool, Say, local_pool, remote_pool
-from ingest.cluster_task import Build, Expected, Ticket, UnfitWorkerError, build_on_worker
+from ingest.cluster.config import ClusterConfig
+from ingest.cluster.pools import Pool, Say, local_pool, remote_pool
+from ingest.cluster.task import Build, Expected, Ticket, UnfitWorkerError, build_on_worker
 from ingest.failures import Failure, RunError
 from ingest.progress import Progress
 from ingest.record import RunRecord
@@ -76,7 +76,7 @@ def _pool(jobs: Sequence[ShardJob], config: ClusterConfig, say: Say) -> Abstract
         return remote_pool(config.scheduler, Expected.of(jobs[0]), say)
     if config.cluster == "local":
         return local_pool(config.num_local_workers(len(jobs)), say)
-    from ingest.queue_pool import queue_pool
+    from ingest.cluster.queue_pool import queue_pool
 
     return queue_pool(jobs, config, say)
 

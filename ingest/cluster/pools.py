@@ -15,8 +15,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from ingest.cluster_reach import CONNECT_S, chk_scheduler, no_scheduler
-from ingest.cluster_task import Expected, UnfitWorkerError, examine
+from ingest.cluster.reach import CONNECT_S, chk_scheduler, no_scheduler
+from ingest.cluster.task import Expected, UnfitWorkerError, examine
 from ingest.sizes import plural
 from shards.errors import UsageError
 

@@ -6,8 +6,8 @@ import re
 import socket
 import struct
 
-from ingest.cluster_config import ClusterConfig
-from ingest.queue_commands import queue_of
+from ingest.cluster.config import ClusterConfig
+from ingest.cluster.queue_commands import queue_of
 from shards.errors import UsageError
 
 CONNECT_S = 5.0

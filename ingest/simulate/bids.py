@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from ingest.simulate_anatomy import (
+from ingest.simulate.anatomy import (
     ANATOMY_EFFECT_CENTRE_MM,
     ANATOMY_EFFECT_RADIUS_MM,
     Anatomy,
 )
-from ingest.simulate_cohort import Subject, participants_rows
-from ingest.simulate_config import SimulateConfig
-from ingest.simulate_regions import NUM_ROTATIONS, ROTATION_HZ, Population
+from ingest.simulate.cohort import Subject, participants_rows
+from ingest.simulate.config import SimulateConfig
+from ingest.simulate.regions import NUM_ROTATIONS, ROTATION_HZ, Population
 
 MARKER = "simulation.json"
 UNFINISHED = "simulation.partial.json"

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ingest.simulate_cohort import Stream, Subject, random_stream
-from ingest.simulate_config import SITES, SimulateConfig
-from ingest.simulate_regions import deviation
+from ingest.simulate.cohort import Stream, Subject, random_stream
+from ingest.simulate.config import SITES, SimulateConfig
+from ingest.simulate.regions import deviation
 from shards.errors import UsageError
 
 MEAN_INTENSITY = 4000.0

@@ -37,8 +37,8 @@ def bring_report_up_to_date(out: Path, state: State, summary: Summary, command: 
     path = out / REPORT
     if not any(contents) or _ends_with(path, mark):
         return []
-    from ingest.cleaning_config import CleaningConfig
-    from ingest.cleaning_methods import methods_text
+    from ingest.cleaning.config import CleaningConfig
+    from ingest.cleaning.methods import methods_text
     from ingest.report import ReportInput, render_report
 
     manifest = Manifest.from_json(contents[0], str(out / MANIFEST)) if contents[0] else None

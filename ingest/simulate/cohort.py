@@ -8,7 +8,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from ingest.simulate_config import AGE_RANGE_YEARS, GROUPS, PHENOTYPES, SEXES, SITES, SimulateConfig
+from ingest.simulate.config import AGE_RANGE_YEARS, GROUPS, PHENOTYPES, SEXES, SITES, SimulateConfig
 
 
 class Stream(IntEnum):

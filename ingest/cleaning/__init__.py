@@ -1,0 +1,1 @@
+"""Cleaning of the signal before it is stored: flags, order of operations, confounds, time."""

@@ -1,0 +1,1 @@
+"""`simulate-fmri`: synthetic cohorts with planted effects of known size."""
