@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -74,6 +75,7 @@ def plan_line(
         Called with lines for the user.
     """
     checked, failures = check_all(new, found.base, config)
+    _say_other_variants(new, state, say)
 
     def failed(run: CheckedRun, error: RunError) -> None:
         signature = run.record.signature(found.base)
@@ -121,6 +123,15 @@ def count_voxels(mask_base64: str) -> int:
 
     image = nibabel.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(mask_base64)))
     return int(np.count_nonzero(np.asanyarray(image.dataobj)))
+
+
+def _say_other_variants(new: Sequence[RunRecord], state: State, say: Say) -> None:
+    """Runs that were processed in another way than those of the set: a difference that models would learn."""
+    before = Counter(run.get("variant", "") for shard in state.planned.values() for run in shard.runs)
+    others = Counter(record.variant for record in new if record.variant not in before)
+    if before and others:
+        have, come = (", ".join(name or "unnamed" for name in sorted(names)) for names in (before, others))
+        say(f"attention: the set's runs are {have}, {plural(others.total(), 'new run')} {come}; --include chooses")
 
 
 def _failed_before(record: RunRecord, found: Scan, state: State) -> bool:

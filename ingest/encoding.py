@@ -179,11 +179,13 @@ def _row(checked: CheckedRun, base: Path, digest: str, result: EncodedWithError)
 
 def _encoded_run(row: dict[str, Any], record: RunRecord, qc: dict[str, Any], encoded: Encoded) -> EncodedRun:
     own = ("subject", "session", "task", "run", "tr_s", "source", "source_xxh3")
-    more = {"entities": dict(record.entities), "space": record.space, "qc": qc}
+    more = {"entities": dict(record.entities), "space": record.space, "variant": record.variant, "qc": qc}
     return EncodedRun(run_id=record.run_id, meta={name: row[name] for name in own} | more, encoded=encoded)
 
 
 def _mean(values_T: NDArray[np.float64] | None) -> float:
     """Mean of the finite values; nan if there are none."""
-    known = [] if values_T is None else values_T[np.isfinite(values_T)].tolist()
-    return math.fsum(known) / len(known) if known else math.nan
+    known = np.array([]) if values_T is None else values_T[np.isfinite(values_T)]
+    with np.errstate(over="ignore"):
+        mean = float(known.mean()) if len(known) else math.nan
+    return mean if math.isfinite(mean) else math.nan

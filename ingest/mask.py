@@ -23,6 +23,7 @@ MAX_MEAN_RUNS = 5
 MIN_PART_OF_GRID = 0.05
 """A computed mask with less of the grid than this is taken for a failure of the method."""
 _SIGNAL_PART = 0.2  # of the 98th percentile of the mean image
+_MOST_NEGATIVE = 0.1  # of the varying voxels; images of cleaned runs have means around zero, which tell nothing
 
 T = TypeVar("T")
 Failed = Callable[[CheckedRun, RunError], None]
@@ -96,7 +97,8 @@ def computed_mask(runs: Sequence[CheckedRun], grid: Grid, failed: Failed) -> Set
     """A mask from the mean image of up to 5 runs, evenly spaced in order of run_id.
 
     nilearn's `compute_epi_mask` decides; where it finds next to nothing (single slices, tiny grids),
-    voxels above 20 % of the 98th percentile of the mean image that vary in time are taken.
+    voxels above 20 % of the 98th percentile of the mean image that vary in time are taken. Of runs without a
+    mean (XCP-D's are centred on zero) it is all that vary.
 
     Parameters
     ----------
@@ -125,8 +127,10 @@ def computed_mask(runs: Sequence[CheckedRun], grid: Grid, failed: Failed) -> Set
     if not varying.any():
         return None
     mean_image = total / count
-    voxels = _epi_mask(mean_image, grid)
     what = f"the mean image of {count} run{'s' if count > 1 else ''}"
+    if (mean_image[varying] < 0).mean() > _MOST_NEGATIVE:
+        return SetMask(voxels=varying, source=f"computed: voxels that vary, since {what} is centred on zero")
+    voxels = _epi_mask(mean_image, grid)
     if voxels.sum() >= MIN_PART_OF_GRID * voxels.size and (voxels & varying).any():
         return SetMask(voxels=voxels, source=f"computed: nilearn compute_epi_mask of {what}")
     voxels = varying & (mean_image > _SIGNAL_PART * np.percentile(mean_image, 98))
@@ -144,9 +148,11 @@ def _read_mask(path: Path, grid: Grid) -> NDArray[np.bool_]:
     header = read_header(path)
     found = canonical_grid(header)
     if len(header.shape) != 3:
-        raise RunError("mask", f"{len(header.shape)}D, wanted 3D", "give a mask of one volume")
+        raise RunError("mask", f"{len(header.shape)}D, wanted 3D", "give a mask of one volume", "not-3d")
     if not same_grid(found, grid):
-        raise RunError("mask", f"grid is {describe(found)}, the runs' is {describe(grid)}", "resample the mask")
+        raise RunError(
+            "mask", f"grid is {describe(found)}, the runs' is {describe(grid)}", "resample the mask", "other-grid"
+        )
     positions = stored_positions(header)
     voxels = np.zeros(grid.shape, bool)
 
@@ -155,7 +161,7 @@ def _read_mask(path: Path, grid: Grid) -> NDArray[np.bool_]:
 
     for_each_frame(path, header, keep)
     if not voxels.any():
-        raise RunError("mask", "no voxel in it", "give a mask with voxels")
+        raise RunError("mask", "no voxel in it", "give a mask with voxels", "empty")
     return voxels
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import stat
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +32,11 @@ READ_BYTES = 512 * 1024
 """Compressed bytes read at once."""
 _DAMAGED: Any = (zlib.error, zlib_ng.error)  # zlib_ng's stub gives its class as an instance
 _HEADER_BYTES = (348, 540)
+_MAGIC = {348: b"n+1\x00", 540: b"n+2\x00"}
+_LINE_ENDS = (b"\r\n\x1a\n", bytes(4))
+"""What follows the magic of NIfTI-2; something else went through a transfer of text."""
+_BYTE_ORDERS: dict[Any, str] = {"little": "<", "big": ">"}
+AGAIN, SFORM, FLOAT32 = "copy or make the file again", "correct the sform", "convert it to float32"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,11 +78,14 @@ def read_header(path: Path) -> Header:
         Stage `open` or `header`: the file cannot be read, is no NIfTI file, or declares what cannot be.
     """
     try:
-        num_file_bytes = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise RunError("open", "not a regular file", "leave it out with --exclude", "unreadable")
+        num_file_bytes = status.st_size
         with path.open("rb") as file:
             first = file.read(64 * 1024)
     except OSError as error:
-        raise RunError("open", _os_reason(path, error), "check the path, the link and the permissions") from None
+        raise _os_error("open", path, error, "check the path, the link and the permissions") from None
     compressed = first[:2] == GZIP_MAGIC
     block = _inflate_start(first) if compressed else first
     raw = _parse(block, path.name, compressed)
@@ -142,11 +151,11 @@ def for_each_frame(path: Path, header: Header, use: Callable[[int, NDArray[Any]]
             raw.read_to_end()
             return raw.hexdigest()
     except EOFError as error:
-        raise RunError("data", f"the gzip stream is cut short ({error})", "copy or make the file again") from None
+        raise RunError("data", f"the gzip stream is cut short ({error})", AGAIN, "truncated") from None
     except (*_DAMAGED, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise RunError("data", _os_reason(path, error), "check the disk, then run ingest again") from None
-        raise RunError("data", f"the gzip stream is damaged ({error})", "copy or make the file again") from None
+            raise _os_error("data", path, error, "check the disk, then run ingest again") from None
+        raise RunError("data", f"the gzip stream is damaged ({error})", AGAIN, "damaged") from None
 
 
 class _HashedFile(io.RawIOBase):
@@ -185,7 +194,7 @@ def _read_exactly(stream: Any, view: memoryview, where: str) -> None:
     while done < len(view):
         count = stream.readinto(view[done:])
         if not count:
-            raise RunError("data", f"the file ends {where}", "copy or make the file again")
+            raise RunError("data", f"the file ends {where}", AGAIN, "truncated")
         done += count
 
 
@@ -199,6 +208,7 @@ def _chk_end(stream: Any, header: Header) -> None:
                 "data",
                 f"the file holds more than the {header.num_frames} frames that its header declares",
                 "correct dim[4] in the header, or make the file again",
+                "excess-data",
             )
 
 
@@ -206,41 +216,45 @@ def _inflate_start(first: bytes) -> bytes:
     try:
         return zlib.decompressobj(wbits=31).decompress(first, max(_HEADER_BYTES))
     except zlib.error as error:
-        raise RunError("header", f"the gzip stream is damaged ({error})", "copy or make the file again") from None
+        raise RunError("header", f"the gzip stream is damaged ({error})", AGAIN, "damaged") from None
 
 
 def _parse(block: bytes, name: str, compressed: bool) -> Any:
     """nibabel's header object for the first bytes of a file."""
     import nibabel
 
-    sizes = {int.from_bytes(block[:4], order) for order in ("little", "big")}
-    kind = nibabel.Nifti1Header if 348 in sizes else nibabel.Nifti2Header if 540 in sizes else None
-    if kind is None:
+    if len(block) < 4:
+        raise RunError("header", f"{len(block)} bytes, a header has {min(_HEADER_BYTES)}", AGAIN, "truncated")
+    orders = {int.from_bytes(block[:4], order): sign for order, sign in _BYTE_ORDERS.items()}
+    needed = next((size for size in _HEADER_BYTES if size in orders), None)
+    if needed is None:
         wanted = "" if compressed or not name.endswith(".gz") else "no gzip stream and "
         raise RunError(
             "header",
             f"{wanted}not a NIfTI file (first bytes {block[:8]!r}, wanted 348 or 540 as an int32)",
             "remove it or leave it out with --exclude",
+            "not-nifti",
         )
-    needed = min(size for size in _HEADER_BYTES if size in sizes)
     if len(block) < needed:
-        raise RunError("header", f"{len(block)} bytes, a header has {needed}", "copy or make the file again")
-    raw = kind(block[:needed], check=False)
-    magic = bytes(raw["magic"])[:3]
-    if magic in (b"ni1", b"ni2"):
-        raise RunError("header", "a .hdr/.img pair, not one file", "convert it to .nii.gz")
-    if magic not in (b"n+1", b"n+2"):
-        raise RunError("header", f"magic is {magic!r}, wanted 'n+1' or 'n+2'", "convert it to .nii.gz")
+        raise RunError("header", f"{len(block)} bytes, a header has {needed}", AGAIN, "truncated")
+    kind = nibabel.Nifti1Header if needed == 348 else nibabel.Nifti2Header
+    raw = kind(block[:needed], endianness=orders[needed], check=False)
+    magic, wanted_magic = bytes(raw["magic"]), _MAGIC[needed]
+    if magic[:3] in (b"ni1", b"ni2"):
+        raise RunError("header", "a .hdr/.img pair, not one file", "convert it to .nii.gz", "pair")
+    if magic != wanted_magic or (needed == 540 and bytes(raw["eol_check"]) not in _LINE_ENDS):
+        reason = f"magic is {block[344:348] if needed == 348 else block[4:12]!r}, wanted {wanted_magic!r}"
+        raise RunError("header", reason, "convert it to .nii.gz", "not-nifti")
     return raw
 
 
 def _chk_shape(raw: Any) -> tuple[int, ...]:
     num_axes = int(raw["dim"][0])
     if not 1 <= num_axes <= 7:
-        raise RunError("header", f"dim[0] is {num_axes}, allowed 1 to 7", "make the file again")
+        raise RunError("header", f"dim[0] is {num_axes}, allowed 1 to 7", "make the file again", "bad-shape")
     shape = tuple(int(size) for size in raw["dim"][1 : 1 + num_axes])
     if min(shape) < 1:
-        raise RunError("header", f"a dimension is below 1: {shape}", "make the file again")
+        raise RunError("header", f"a dimension is below 1: {shape}", "make the file again", "bad-shape")
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     return shape + (1,) * (3 - len(shape))
@@ -250,9 +264,9 @@ def _chk_dtype(raw: Any) -> np.dtype[Any]:
     try:
         dtype: np.dtype[Any] = raw.get_data_dtype()
     except KeyError as error:
-        raise RunError("header", f"unknown data type, code {error}", "convert it to int16 or float32") from None
+        raise RunError("header", f"unknown data type, code {error}", FLOAT32, "bad-dtype") from None
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise RunError("header", f"values are {dtype}, wanted real numbers of at most 8 bytes", "convert it to float32")
+        raise RunError("header", f"values are {dtype}, wanted real numbers of at most 8 bytes", FLOAT32, "bad-dtype")
     return dtype
 
 
@@ -260,10 +274,10 @@ def _chk_affine(raw: Any) -> NDArray[np.float64]:
     try:
         affine = np.asarray(raw.get_best_affine(), np.float64)
     except (ValueError, ArithmeticError) as error:
-        raise RunError("header", f"its orientation makes no sense ({error})", "correct the sform") from None
+        raise RunError("header", f"its orientation makes no sense ({error})", SFORM, "bad-affine") from None
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         rows = [[float(f"{x:.4g}") for x in row] for row in affine[:3]]
-        raise RunError("header", f"its affine is not finite and invertible: {rows}", "correct the sform")
+        raise RunError("header", f"its affine is not finite and invertible: {rows}", SFORM, "bad-affine")
     return affine
 
 
@@ -273,14 +287,14 @@ def _chk_scaling(raw: Any) -> tuple[float, float]:
     if slope == 0 or not math.isfinite(slope):
         return (1.0, 0.0)
     if not math.isfinite(inter):
-        raise RunError("header", f"scl_slope is {slope:g} but scl_inter {inter}", "correct the header")
+        raise RunError("header", f"scl_slope is {slope:g} but scl_inter {inter}", "correct the header", "bad-scaling")
     return (slope, inter)
 
 
 def _chk_offset(raw: Any) -> int:
     offset = float(raw["vox_offset"])
     if not 0 <= offset < 2**31 or offset != int(offset):
-        raise RunError("header", f"data begin at byte {offset}", "make the file again")
+        raise RunError("header", f"data begin at byte {offset}", "make the file again", "bad-offset")
     return max(int(offset), 352 if int(raw["sizeof_hdr"]) == 348 else 544)
 
 
@@ -293,7 +307,8 @@ def _chk_size(header: Header) -> None:
         raise RunError(
             "header",
             f"declares {declared} bytes ({' x '.join(map(str, header.shape))} {header.dtype}), the file {holds} {most}",
-            "copy or make the file again",
+            AGAIN,
+            "too-large" if header.compressed else "truncated",
         )
 
 
@@ -303,7 +318,8 @@ def _time_step_s(raw: Any) -> float:
     return step * factor if factor is not None and math.isfinite(step) and step > 0 else math.nan
 
 
-def _os_reason(path: Path, error: OSError) -> str:
+def _os_error(stage: str, path: Path, error: OSError, remedy: str) -> RunError:
     if path.is_symlink() and not path.exists():
-        return "a broken link (with DataLad: not fetched yet)"
-    return f"cannot be read ({error.strerror or error})"
+        return RunError(stage, "a broken link (with DataLad: not fetched yet)", remedy, "missing")
+    kind = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
+    return RunError(stage, f"cannot be read ({error.strerror or error})", remedy, kind)

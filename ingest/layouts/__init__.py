@@ -7,6 +7,7 @@ Each has the tree that it expects in its docstring.
 from __future__ import annotations
 
 import difflib
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,9 +44,8 @@ def scan(src: Path, out: Path, layout: str, selection: Selection, why: str = "as
     NothingMatchedError
         There are no runs, or none passes the filters; the message names what is there.
     """
-    if not src.exists():
-        raise UsageError(f"--src {src}: no such file or folder; check the path{_nearest_sibling(src)}")
-    if src.resolve() == out.resolve():
+    _chk_exists(src)
+    if os.path.realpath(src) == os.path.realpath(out):  # resolve() raises at a loop of links
         raise UsageError(f"--out {out} is the source itself; choose another folder for the shard set")
     if src.is_file() or layout == "table":
         if layout not in ("auto", "table") or src.is_dir():
@@ -70,8 +70,19 @@ def _in_table(src: Path) -> Found:
     return Found(records=tuple(records), notes=(f"layout table: {src.name} is a file, a row a run",))
 
 
+def _chk_exists(src: Path) -> None:
+    try:
+        src.stat()
+    except PermissionError:
+        raise UsageError(f"--src {src}: permission denied; ask its owner, or correct its permissions") from None
+    except OSError:  # not there, a link to nowhere or to itself, a name that is too long
+        raise UsageError(f"--src {src}: no such file or folder; check the path{_nearest_sibling(src)}") from None
+
+
 def _nearest_sibling(src: Path) -> str:
-    if not src.parent.is_dir():
+    try:
+        names = [path.name for path in src.parent.iterdir()]
+    except OSError:
         return ""
-    near = difflib.get_close_matches(src.name, [path.name for path in src.parent.iterdir()], 1)
+    near = difflib.get_close_matches(src.name, names, 1)
     return f" (did you mean {src.parent / near[0]}?)" if near else ""

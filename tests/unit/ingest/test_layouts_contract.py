@@ -138,7 +138,7 @@ def test_a_linked_subject_folder_is_entered(case: Case, tmp_path):
 
 
 def test_spaces_and_unicode_in_the_parent_folder(case: Case, tmp_path):
-    root = tmp_path / "my data (1) für alle"
+    root = tmp_path / "my data (1) Größe"
     found = look(case.write(root))
     assert ids(found) == sorted(case.runs)
     assert all(record.bold.is_file() for record in found.records)

@@ -121,3 +121,18 @@ def test_runs_that_cannot_be_read_are_replaced_in_the_sample(tmp_path):
     mask = computed_mask(runs, canonical_grid(runs[0].header), lambda run, error: failed.append((run, error.stage)))
     assert [(run.record.subject, stage) for run, stage in failed] == [("x0", "data"), ("x3", "data")]
     assert "mean image of 5 runs" in mask.source
+
+
+def test_runs_centred_on_zero_have_the_mask_of_what_varies(tmp_path):
+    """XCP-D's series have no mean, so brightness says nothing of where the brain is."""
+    rng = np.random.default_rng(3)
+    values = rng.standard_normal((6, 7, 5, 20)).astype("f4")
+    values -= values.mean(axis=3, keepdims=True)
+    inside = np.zeros((6, 7, 5), bool)
+    inside[1:5, 2:6, 1:4] = True
+    values[~inside] = 0
+    path = save(nibabel.Nifti1Image(values, np.diag([3.0, 3.0, 3.0, 1.0])), tmp_path / "s.nii.gz")
+    run = check_run(RunRecord(subject="x", bold=path), min_frames=2, tr_s=2.0)
+    mask = computed_mask([run], canonical_grid(run.header), lambda *_: None)
+    np.testing.assert_array_equal(mask.voxels, inside)
+    assert "centred on zero" in mask.source
