@@ -10,6 +10,10 @@ from pathlib import Path
 from ingest.failures import RunError
 from ingest.nifti import MAX_TR_S, Header, read_header
 from ingest.record import RunRecord
+from ingest.text_file import read_text
+
+MIN_TR_S = 0.01
+"""Below, seconds and milliseconds were mistaken for each other."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,11 +57,11 @@ def _tr_s(record: RunRecord, header: Header, override: float | None) -> float:
     """--tr, else the table, else the sidecar, else the header."""
     sidecar = _sidecar_tr_s(record.sidecar) if override is None and record.tr_s is None else None
     found = [value for value in (override, record.tr_s, sidecar, header.tr_s) if value is not None]
-    if not 0 < found[0] <= MAX_TR_S:
+    if not MIN_TR_S <= found[0] <= MAX_TR_S:
         shown = "none" if math.isnan(found[0]) else f"{found[0]:g} s"
         raise RunError(
             "tr",
-            f"repetition time is {shown}, wanted above 0 and up to {MAX_TR_S:g} s",
+            f"repetition time is {shown}, wanted {MIN_TR_S:g} to {MAX_TR_S:g} s",
             "add RepetitionTime (seconds) to the JSON beside the file, or give --tr",
             "no-repetition-time",
         )
@@ -68,9 +72,10 @@ def _sidecar_tr_s(path: Path | None) -> float | None:
     if path is None:
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        value = content.get("RepetitionTime")
+        value = json.loads(read_text(path)).get("RepetitionTime")
+        if isinstance(value, bool):
+            raise TypeError("RepetitionTime is no number")
         return None if value is None else float(value)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         reason = f"{path.name} cannot be used ({error})"
         raise RunError("tr", reason, "correct or remove the JSON file", "bad-sidecar") from None

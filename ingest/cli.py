@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import sys
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ingest.config import IngestConfig
 from ingest.sizes import format_size, plural
-from shards.errors import EXIT_INTERRUPTED, BoldstreamError
+from shards.errors import EXIT_INTERRUPTED, BoldstreamError, OutputError, UsageError
 from shards.flags import read_flags
 
 if TYPE_CHECKING:
@@ -43,11 +44,9 @@ class _Interrupted(BaseException):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
+    config = None
     try:
         config = _parse(argv)
-    except BoldstreamError as error:
-        return _error(error)
-    try:
         with _interruptible():
             from ingest.run import ingest
 
@@ -56,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             summary = ingest(config, lambda line: print(line, file=out, flush=True), command)
     except BoldstreamError as error:
         return _error(error)
+    except OSError as error:
+        return _error(_refused(config, error))
     except _Interrupted:
         print("interrupted: finished shards are kept, the same command goes on from here", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -145,6 +146,17 @@ def _interruptible() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _refused(config: IngestConfig | None, error: OSError) -> BoldstreamError:
+    """A path that the system refuses, in words: below --out it is an output that cannot be used."""
+    reason = error.strerror or str(error)
+    if config is None:
+        return UsageError(f"{error.filename}: {reason}; check the path and its permissions")
+    path, out = (os.path.realpath(where) for where in (error.filename or config.out, config.out))
+    if os.path.commonpath([path, out]) == out:
+        return OutputError(f"--out {path}: {reason}; check its permissions and the room there")
+    return UsageError(f"{path}: {reason}; check the path and its permissions")
 
 
 def _error(error: BoldstreamError) -> int:

@@ -139,11 +139,14 @@ def _signal(raw_TV: NDArray[Any], slope: float, inter: float, scratch: Scratch) 
 
 
 def _chk_values(encoded: Encoded) -> None:
-    num_bad = int((~np.isfinite(encoded.mean)).sum())
+    with np.errstate(divide="ignore", over="ignore"):
+        usable = np.isfinite(encoded.mean) & np.isfinite(encoded.scale)
+        usable &= (encoded.scale == 0) | np.isfinite(np.float32(1) / encoded.scale)
+    num_bad = int((~usable).sum())
     if num_bad:
         raise RunError(
             "values",
-            f"{num_bad} of {len(encoded.mean)} voxels in the mask hold NaN, infinity or more than float32 can",
+            f"{num_bad} of {len(encoded.mean)} voxels in the mask hold NaN, infinity, or more than float32 can",
             "mend the run, or give a --mask without these voxels",
             "not-finite",
         )

@@ -54,7 +54,7 @@ class Failure:
     @classmethod
     def of(cls, run_id: str, source: str, signature: Signature, error: RunError) -> Failure:
         """Make the row for `error`; tabs and line ends become spaces."""
-        reason, remedy = (" ".join(text.split()) for text in (error.reason, error.remedy))
+        reason, remedy = (printable(" ".join(text.split())) for text in (error.reason, error.remedy))
         return cls(
             run_id=run_id,
             source=source,
@@ -77,7 +77,12 @@ class Failure:
 
     def line(self) -> str:
         """Return one line for the terminal."""
-        return f"failed: {self.source}: {self.stage}: {self.reason}; {self.remedy}"
+        return f"failed: {printable(self.source)}: {self.stage}: {self.reason}; {self.remedy}"
+
+
+def printable(text: str) -> str:
+    """`text` with every character that a line or a terminal would take amiss written as an escape, as `\\n`."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def as_signature(values: Iterable[Iterable[Any]]) -> Signature:
@@ -88,6 +93,6 @@ def as_signature(values: Iterable[Iterable[Any]]) -> Signature:
 def failures_to_tsv(failures: Iterable[Failure]) -> str:
     """Return the text of failures.tsv, rows in order of run_id and source."""
     rows = sorted(failures, key=lambda failure: (failure.run_id, failure.source))
-    cells = [(row.run_id, row.source, row.stage, row.kind, row.reason, row.remedy) for row in rows]
-    lines = ["\t".join(" ".join(cell.split("\t")) for cell in line) for line in cells]
+    cells = [(row.run_id, printable(row.source), row.stage, row.kind, row.reason, row.remedy) for row in rows]
+    lines = ["\t".join(line) for line in cells]
     return "\n".join(["\t".join(COLUMNS), *lines]) + "\n"

@@ -93,7 +93,8 @@ def _encode_integers(
         return _with_lossless_error(raw_TV, encoded)
     scale = step(std, deviation, dtype)
     inverse = np.zeros_like(scale)
-    np.divide(np.float32(1), scale, out=inverse, where=scale > 0)
+    with np.errstate(over="ignore"):  # of a scale that is denormal: the caller refuses it
+        np.divide(np.float32(1), scale, out=inverse, where=scale > 0)
     _quantise(raw_TV, slope, inter, _block(raw_TV), mean, scale, inverse, q, error_max, error_squares)
     encoded = Encoded(q=q, mean=mean, std=std, scale=scale)
     rms = math.sqrt(float(error_squares.sum()) / raw_TV.size)

@@ -71,7 +71,7 @@ class State:
 
     def _apply_plan(self, record: dict[str, Any]) -> None:
         if not self.planned:
-            self.config = record["config"]
+            self.config = {**record["config"]}
         if record["grid"] is not None and self.grid is None:
             self.grid = _grid(record["grid"])
             self.mask, self.mask_source = record["mask"], record["mask_source"]
@@ -112,7 +112,7 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.state, self._valid_bytes = replay(path)
-        self._file = path.open("ab")
+        self._file = path.open("ab", buffering=0)  # what a full disk refused must not be tried again on closing
         self._lock()
 
     def append(self, record: dict[str, Any]) -> None:
@@ -127,8 +127,9 @@ class Ledger:
         try:
             if os.fstat(self._file.fileno()).st_size != self._valid_bytes:
                 os.ftruncate(self._file.fileno(), self._valid_bytes)
-            self._file.write(line)
-            self._file.flush()
+            rest = memoryview(line)
+            while rest:
+                rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
         except OSError as error:
             raise OutputError(f"{self.path}: {error.strerror}; make room or choose another --out") from None
@@ -185,7 +186,7 @@ def replay(path: Path) -> tuple[State, int]:
     for number, line in enumerate(data[:end].splitlines(), start=1):
         try:
             state.apply(json.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise OutputError(
                 f"{path}, line {number}: damaged ({type(error).__name__}: {error}); restore it, or start anew with "
                 "--overwrite"

@@ -193,10 +193,10 @@ def _epi_mask(mean_image: NDArray[np.float64], grid: Grid) -> NDArray[np.bool_]:
     import nibabel
     from nilearn.masking import compute_epi_mask
 
-    image = nibabel.Nifti1Image(mean_image.astype(np.float32), np.asarray(grid.affine))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            image = nibabel.Nifti1Image(mean_image.astype(np.float32), np.asarray(grid.affine))
             voxels: NDArray[np.bool_] = np.asarray(compute_epi_mask(image).dataobj) != 0
     except (ValueError, IndexError, TypeError):  # nilearn refuses images of one slice or without contrast
         return np.zeros(grid.shape, bool)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import stat
 import zlib
 from collections.abc import Callable
@@ -28,11 +29,11 @@ MAX_DEFLATE_RATIO = 1032
 MAX_TR_S = 100.0
 TIME_UNITS_S = {0: 1.0, 8: 1.0, 16: 1e-3, 24: 1e-6}
 """xyzt_units code to seconds; 0, unknown, is taken as seconds."""
+HEADER_READ_BYTES = 64 * 1024
 READ_BYTES = 512 * 1024
 """Compressed bytes read at once."""
 _DAMAGED: Any = (zlib.error, zlib_ng.error)  # zlib_ng's stub gives its class as an instance
 _HEADER_BYTES = (348, 540)
-_MAGIC = {348: b"n+1\x00", 540: b"n+2\x00"}
 _LINE_ENDS = (b"\r\n\x1a\n", bytes(4))
 """What follows the magic of NIfTI-2; something else went through a transfer of text."""
 _BYTE_ORDERS: dict[Any, str] = {"little": "<", "big": ">"}
@@ -83,11 +84,11 @@ def read_header(path: Path) -> Header:
             raise RunError("open", "not a regular file", "leave it out with --exclude", "unreadable")
         num_file_bytes = status.st_size
         with path.open("rb") as file:
-            first = file.read(64 * 1024)
+            first = file.read(HEADER_READ_BYTES)
+            compressed = first[:2] == GZIP_MAGIC
+            block = _inflate_start(first, file) if compressed else first
     except OSError as error:
         raise _os_error("open", path, error, "check the path, the link and the permissions") from None
-    compressed = first[:2] == GZIP_MAGIC
-    block = _inflate_start(first) if compressed else first
     raw = _parse(block, path.name, compressed)
     header = Header(
         shape=_chk_shape(raw),
@@ -212,9 +213,16 @@ def _chk_end(stream: Any, header: Header) -> None:
             )
 
 
-def _inflate_start(first: bytes) -> bytes:
+def _inflate_start(data: bytes, file: IO[bytes]) -> bytes:
+    """The first bytes of the content, out of as many gzip members as they lie in."""
+    block, member = b"", zlib.decompressobj(wbits=31)
     try:
-        return zlib.decompressobj(wbits=31).decompress(first, max(_HEADER_BYTES))
+        while data and len(block) < max(_HEADER_BYTES):
+            block += member.decompress(data, max(_HEADER_BYTES) - len(block))
+            data = (member.unused_data if member.eof else member.unconsumed_tail) or file.read(HEADER_READ_BYTES)
+            if member.eof:
+                member = zlib.decompressobj(wbits=31)
+        return block
     except zlib.error as error:
         raise RunError("header", f"the gzip stream is damaged ({error})", AGAIN, "damaged") from None
 
@@ -224,14 +232,15 @@ def _parse(block: bytes, name: str, compressed: bool) -> Any:
     import nibabel
 
     if len(block) < 4:
-        raise RunError("header", f"{len(block)} bytes, a header has {min(_HEADER_BYTES)}", AGAIN, "truncated")
+        size = f"{len(block)} byte{'s' if len(block) > 1 else ''}, a header has 348" if block else "it is empty"
+        raise RunError("header", f"not a NIfTI file: {size}", AGAIN, "truncated")
     orders = {int.from_bytes(block[:4], order): sign for order, sign in _BYTE_ORDERS.items()}
     needed = next((size for size in _HEADER_BYTES if size in orders), None)
     if needed is None:
-        wanted = "" if compressed or not name.endswith(".gz") else "no gzip stream and "
+        unzipped = "" if compressed or not name.endswith(".gz") else "no gzip stream and "
         raise RunError(
             "header",
-            f"{wanted}not a NIfTI file (first bytes {block[:8]!r}, wanted 348 or 540 as an int32)",
+            f"{unzipped}not a NIfTI file (first bytes {block[:8]!r}, wanted 348 or 540 as an int32)",
             "remove it or leave it out with --exclude",
             "not-nifti",
         )
@@ -239,11 +248,11 @@ def _parse(block: bytes, name: str, compressed: bool) -> Any:
         raise RunError("header", f"{len(block)} bytes, a header has {needed}", AGAIN, "truncated")
     kind = nibabel.Nifti1Header if needed == 348 else nibabel.Nifti2Header
     raw = kind(block[:needed], endianness=orders[needed], check=False)
-    magic, wanted_magic = bytes(raw["magic"]), _MAGIC[needed]
+    magic, wanted = (block[344:348], b"n+1\0") if needed == 348 else (block[4:8], b"n+2\0")
     if magic[:3] in (b"ni1", b"ni2"):
         raise RunError("header", "a .hdr/.img pair, not one file", "convert it to .nii.gz", "pair")
-    if magic != wanted_magic or (needed == 540 and bytes(raw["eol_check"]) not in _LINE_ENDS):
-        reason = f"magic is {block[344:348] if needed == 348 else block[4:12]!r}, wanted {wanted_magic!r}"
+    if magic != wanted or (needed == 540 and block[8:12] not in _LINE_ENDS):
+        reason = f"magic is {magic!r}, wanted {wanted!r}, and no line ends converted as in text"
         raise RunError("header", reason, "convert it to .nii.gz", "not-nifti")
     return raw
 
@@ -271,11 +280,15 @@ def _chk_dtype(raw: Any) -> np.dtype[Any]:
 
 
 def _chk_affine(raw: Any) -> NDArray[np.float64]:
+    from nibabel.spatialimages import HeaderDataError
+
     try:
         affine = np.asarray(raw.get_best_affine(), np.float64)
-    except (ValueError, ArithmeticError) as error:
+    except (ValueError, ArithmeticError, HeaderDataError) as error:
         raise RunError("header", f"its orientation makes no sense ({error})", SFORM, "bad-affine") from None
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+    with np.errstate(all="ignore"):
+        voxel_mm3 = abs(float(np.linalg.det(affine[:3, :3])))
+    if not np.isfinite(affine).all() or not 1e-12 <= voxel_mm3 < math.inf:
         rows = [[float(f"{x:.4g}") for x in row] for row in affine[:3]]
         raise RunError("header", f"its affine is not finite and invertible: {rows}", SFORM, "bad-affine")
     return affine
@@ -293,9 +306,10 @@ def _chk_scaling(raw: Any) -> tuple[float, float]:
 
 def _chk_offset(raw: Any) -> int:
     offset = float(raw["vox_offset"])
-    if not 0 <= offset < 2**31 or offset != int(offset):
+    least = 352 if int(raw["sizeof_hdr"]) == 348 else 544
+    if not 0 <= offset < 2**31 or offset != int(offset) or 0 < offset < least:
         raise RunError("header", f"data begin at byte {offset}", "make the file again", "bad-offset")
-    return max(int(offset), 352 if int(raw["sizeof_hdr"]) == 348 else 544)
+    return int(offset) or least
 
 
 def _chk_size(header: Header) -> None:
@@ -314,12 +328,12 @@ def _chk_size(header: Header) -> None:
 
 def _time_step_s(raw: Any) -> float:
     factor = TIME_UNITS_S.get(int(raw["xyzt_units"]) & 0x38)
-    step = abs(float(raw["pixdim"][4]))
-    return step * factor if factor is not None and math.isfinite(step) and step > 0 else math.nan
+    step = float(raw["pixdim"][4])
+    return step * factor if factor is not None and math.isfinite(step) and step != 0 else math.nan
 
 
 def _os_error(stage: str, path: Path, error: OSError, remedy: str) -> RunError:
-    if path.is_symlink() and not path.exists():
+    if os.path.islink(path) and not os.path.exists(path):  # noqa: PTH110, PTH114 -- those of Path raise
         return RunError(stage, "a broken link (with DataLad: not fetched yet)", remedy, "missing")
     kind = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
     return RunError(stage, f"cannot be read ({error.strerror or error})", remedy, kind)

@@ -87,7 +87,7 @@ def remove_stale(out: Path) -> list[str]:
     removed = []
     for path in sorted(out.glob(f"{TEMPORARY}*")):
         match = _TEMPORARY.fullmatch(path.name)
-        if match and not _alive(int(match[1])):
+        if match and path.is_file() and not _alive(int(match[1])):
             path.unlink(missing_ok=True)
             removed.append(path.name)
     return [f"removed {len(removed)} unfinished files of an interrupted call ({removed[0]})"] if removed else []
@@ -160,17 +160,35 @@ def read_participants(src: Path, given: Path | None) -> tuple[bytes | None, Path
     candidates = [given] if given is not None else [folder / PARTICIPANTS for folder in folders]
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:
-        return None, None
+        return None, next((candidate for candidate in candidates if candidate.is_symlink()), None)
     content = path.read_bytes()
     try:
-        columns = content.decode("utf-8-sig").split("\n")[0].rstrip("\r").split("\t")
+        lines = [line.split("\t") for line in content.decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 text ({error}); save it as tab-separated UTF-8") from None
+    columns = lines[0] if lines else []
     if "participant_id" not in columns:
         raise UsageError(
             f"{path}: no participant_id column (columns: {', '.join(columns[:6])}); give a BIDS participants.tsv"
         )
+    _chk_rows(path, lines)
     return content, path
+
+
+def _chk_rows(path: Path, lines: list[list[str]]) -> None:
+    """As many cells in every line as in the first, and each column and subject once."""
+    columns, seen = lines[0], set()
+    if len(set(columns)) < len(columns):
+        raise UsageError(f"{path}: a column is there twice; correct the table")
+    for number, line in enumerate(lines[1:], start=2):
+        if line == [""]:
+            continue
+        if len(line) != len(columns):
+            raise UsageError(f"{path}, line {number}: {len(line)} cells, the header has {len(columns)}; correct it")
+        who = line[columns.index("participant_id")]
+        if who in seen:
+            raise UsageError(f"{path}, line {number}: {who} is there twice; keep one row a subject")
+        seen.add(who)
 
 
 def subjects_without_row(subjects: set[str], participants: bytes) -> list[str]:

@@ -221,6 +221,8 @@ def _job(config: IngestConfig, base: Path, shard: PlannedShard, state: State) ->
 
 
 def _say_notes(state: State, participants: bytes | None, path: Path | None, say: Say) -> None:
+    if participants is None and path is not None:
+        say(f"{path} is a broken link (with DataLad: not fetched yet): no participants")
     if participants is not None:
         without = subjects_without_row({row.subject for row in state.rows.values()}, participants)
         missing = f"; {len(without)} subjects have no row in it: {', '.join(without[:3])}" if without else ""

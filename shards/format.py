@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -285,7 +286,7 @@ def _to_cell(value: str | int | float | bool) -> str:
         return "1" if value else "0"
     if isinstance(value, float):
         return "n/a" if math.isnan(value) else repr(value)
-    return quote(value, safe=" /:;,.!@#$^&*()[]{}+=~'\"|<>?`\\") if isinstance(value, str) else str(value)
+    return quote(os.fsencode(value), safe=" /:;,.!@#$^&*()[]{}+=~'\"|<>?`\\") if isinstance(value, str) else str(value)
 
 
 def _from_cell(cell: str, kind: Any) -> str | int | float | bool:
@@ -297,4 +298,4 @@ def _from_cell(cell: str, kind: Any) -> str | int | float | bool:
         return int(cell)
     if kind == "float":
         return math.nan if cell == "n/a" else float(cell)
-    return unquote(cell)
+    return unquote(cell, errors="surrogateescape")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +43,20 @@ def bring_report_up_to_date(out: Path, state: State, summary: Summary, command: 
     from ingest.report import ReportInput, render_report
 
     manifest = Manifest.from_json(contents[0], str(out / MANIFEST)) if contents[0] else None
-    page = render_report(
-        ReportInput(
-            manifest=manifest,
-            rows=list(state.rows.values()),
-            qc=state.qc,
-            failures=list(state.failures.values()),
-            folder=out,
-            command=command,
-            methods_cleaning=methods_text(CleaningConfig(**_flags(manifest.cleaning if manifest else {}))),
-            resources=_resources(state, summary),
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of runs with absurd values
+        page = render_report(
+            ReportInput(
+                manifest=manifest,
+                rows=list(state.rows.values()),
+                qc=state.qc,
+                failures=list(state.failures.values()),
+                folder=out,
+                command=command,
+                methods_cleaning=methods_text(CleaningConfig(**_flags(manifest.cleaning if manifest else {}))),
+                resources=_resources(state, summary),
+            )
         )
-    )
     write_atomic(path, page.rstrip("\n").encode() + b"\n" + mark)
     return [REPORT]
 

@@ -120,7 +120,7 @@ NOISE = gzip.compress(np.random.default_rng(0).bytes(200_000), mtime=0)
 BAD_HEADERS = {
     "text": (b"this is no image\n" * 9, "not a NIfTI file"),
     "text in gzip": (gzip.compress(b"this is no image\n" * 90), "not a NIfTI file"),
-    "empty": (b"", "0 bytes, a header has 348"),
+    "empty": (b"", "it is empty"),
     "half a header": (PLAIN[:200], "200 bytes"),
     "gzip magic only": (b"\x1f\x8b" + b"\x00" * 50, "gzip stream is damaged"),
     "pair": (damage(PLAIN, 344, b"ni1\x00"), "pair"),
