@@ -23,7 +23,6 @@ MAX_MEAN_RUNS = 5
 MIN_PART_OF_GRID = 0.05
 """A computed mask with less of the grid than this is taken for a failure of the method."""
 _SIGNAL_PART = 0.2  # of the 98th percentile of the mean image
-_MOST_NEGATIVE = 0.1  # of the varying voxels; images of cleaned runs have means around zero, which tell nothing
 
 T = TypeVar("T")
 Failed = Callable[[CheckedRun, RunError], None]
@@ -128,7 +127,8 @@ def computed_mask(runs: Sequence[CheckedRun], grid: Grid, failed: Failed) -> Set
         return None
     mean_image = total / count
     what = f"the mean image of {count} run{'s' if count > 1 else ''}"
-    if (mean_image[varying] < 0).mean() > _MOST_NEGATIVE:
+    low, high = np.percentile(mean_image[varying], [2, 98])
+    if low < -_SIGNAL_PART * high:
         return SetMask(voxels=varying, source=f"computed: voxels that vary, since {what} is centred on zero")
     voxels = _epi_mask(mean_image, grid)
     if voxels.sum() >= MIN_PART_OF_GRID * voxels.size and (voxels & varying).any():

@@ -202,6 +202,14 @@ CASES: list[Case] = [
     Case(name="an empty folder with the name of a run", write=lambda folder: (folder / BAD).mkdir()),
     refuses("--src is a link to itself", linked("loop", "loop"), 2, "no such file or folder", src="loop"),
     refuses("--src is a named pipe", write_pipe, 2, "cannot be listed", src=BAD),
+    refuses(
+        "--src is a named pipe, taken for a table",
+        write_pipe,
+        2,
+        "cannot be read as a text table",
+        src=BAD,
+        flags=("--layout", "table"),
+    ),
     refuses("--src is a run", content(ZIPPED), 2, "cannot be read as a text table", src=BAD),
     refuses("--src is an empty folder", lambda folder: (folder / "void").mkdir(), 3, "holds no files", src="void"),
     # masks

@@ -132,6 +132,20 @@ def test_without_a_mask_the_good_runs_are_ingested_all_the_same(case: Case, tmp_
         assert set(GOOD) <= {entry.source for entry in shards.runs}
 
 
+@pytest.mark.parametrize("flags", [("--dtype", "float16"), ("--dtype", "float32"), ("--detrend",)], ids=" ".join)
+@pytest.mark.parametrize("case", named("numbers", failing_at=("values", "constant")))
+def test_other_flags_take_hostile_numbers_or_refuse_them_by_name(case: Case, flags, tmp_path, mask_file):
+    src, out = tmp_path / "data", tmp_path / "out"
+    write_good(src)
+    case.write(src)
+    with bounded(tmp_path), silent():
+        assert call(src, out, "--mask", str(mask_file), *flags) in (0, 4)
+    assert {row["stage"] for row in read_failures(out).values()} <= {"values", "constant", "clean"}
+    with ShardSet(out) as shards:
+        assert set(GOOD) <= {entry.source for entry in shards.runs}
+        assert all(np.isfinite(shards.read_run(number)).all() for number in range(len(shards.runs)))
+
+
 def test_all_at_once_with_their_report(tmp_path, mask_file):
     """One call of the installed command over most of the corpus says nothing but one line a failure, or fewer."""
     src, out = tmp_path / "data", tmp_path / "out"
