@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 import re
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingest.failures import RunError
+from ingest.text_file import read_text
 
 HEAD_RADIUS_MM = 50.0
 """Arm that turns rotations into mm (Power et al. 2012, doi:10.1016/j.neuroimage.2011.10.018)."""
@@ -119,9 +119,7 @@ def power_displacement_mm(trans_mm_T3: NDArray[np.float64], rot_rad_T3: NDArray[
 def _lines(path: Path) -> list[str]:
     """The lines that are not blank; one of tabs alone is a row of empty cells."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise OSError("not a regular file")
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(
             "confounds", f"{path.name} cannot be read ({error})", "restore or remove it", "unreadable"

@@ -18,6 +18,7 @@ import re
 from pathlib import Path
 
 from ingest.record import RunRecord
+from ingest.text_file import read_text
 from shards.errors import UsageError
 
 REQUIRED = ("subject", "bold")
@@ -48,7 +49,7 @@ def find_runs(table: Path) -> list[RunRecord]:
 def _rows(table: Path) -> list[tuple[int, list[str]]]:
     """The cells of each row and the number of its last line."""
     try:
-        text = io.StringIO(table.read_text(encoding="utf-8-sig"), newline=None)
+        text = io.StringIO(read_text(table), newline=None)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{table}: cannot be read as a text table ({error}); save it as tab-separated UTF-8") from None
     reader = csv.reader(text, delimiter="\t", strict=True)
