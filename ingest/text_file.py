@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import stat
 from pathlib import Path
 
@@ -18,5 +17,5 @@ def read_text(path: Path) -> str:
         It is not UTF-8.
     """
     if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
+        raise OSError("not a regular file")
     return path.read_text(encoding="utf-8-sig")
