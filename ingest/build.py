@@ -18,7 +18,7 @@ from ingest.failures import Failure, RunError
 from ingest.ledger import row_to_dict
 from ingest.memory import peak_rss_bytes
 from ingest.record import RunRecord, Signature
-from ingest.scratch import Scratch
+from ingest.scratch import thread_scratch
 from shards.format import MASK, Grid, RunEntry
 from shards.writer import EncodedRun, write_shard
 
@@ -139,7 +139,7 @@ def _encoded_runs(job: ShardJob, built: _Built, report: Report) -> Iterator[Enco
         resample=job.resample,
         cleaning=job.cleaning,
     )
-    scratch = Scratch()
+    scratch = thread_scratch()
     for values in job.runs:
         record = RunRecord.from_dict(values, job.base)
         signature = built.signatures[record.run_id] = record.signature(job.base)

@@ -65,6 +65,7 @@ class _Rows:
     """Voxels outside the field of view of a resampled run."""
 
 
+@np.errstate(all="ignore")  # what overflows is refused by name below, not announced on the terminal
 def build_run(record: RunRecord, settings: RunSettings, scratch: Scratch) -> BuiltRun:
     """Read and encode one run.
 
@@ -97,7 +98,7 @@ def build_run(record: RunRecord, settings: RunSettings, scratch: Scratch) -> Bui
                 "too-few-frames",
             )
     result = encode_run(raw_TV, settings.dtype, slope=slope, inter=inter, scratch=scratch)
-    _chk_values(result.encoded)
+    _chk_values(result)
     qc = run_quality(header, result.encoded, fd_mm_T, rows.num_outside) | notes
     row = _row(checked, settings.base, rows.source_xxh3, result)
     row |= {"tr_s": tr_s, "num_frames": len(raw_TV), "mean_fd_mm": _mean(fd_mm_T)}
@@ -138,15 +139,15 @@ def _signal(raw_TV: NDArray[Any], slope: float, inter: float, scratch: Scratch) 
     return signal_TV
 
 
-def _chk_values(encoded: Encoded) -> None:
-    with np.errstate(divide="ignore", over="ignore"):
-        usable = np.isfinite(encoded.mean) & np.isfinite(encoded.scale)
-        usable &= (encoded.scale == 0) | np.isfinite(np.float32(1) / encoded.scale)
+def _chk_values(result: EncodedWithError) -> None:
+    encoded = result.encoded
+    usable = np.isfinite(encoded.mean) & np.isfinite(encoded.scale)
+    usable &= (encoded.scale == 0) | np.isfinite(np.float32(1) / encoded.scale)
     num_bad = int((~usable).sum())
-    if num_bad:
+    if num_bad or not math.isfinite(result.error_max):
         raise RunError(
             "values",
-            f"{num_bad} of {len(encoded.mean)} voxels in the mask hold NaN, infinity, or more than float32 can",
+            f"{num_bad or 'some'} of {len(usable)} voxels in the mask hold NaN, infinity, or more than float32 can",
             "mend the run, or give a --mask without these voxels",
             "not-finite",
         )

@@ -1,4 +1,4 @@
-"""Fused kernels for int8 and int16: statistics, quantisation and its error, in two passes over a run.
+"""Fused kernels for int8 and int16: statistics, quantisation and its error, in one pass over a run.
 
 `shards.values` is the definition; these agree with it bit for bit, for any number of frames. A block
 of voxels is walked through all its frames while it lies in the cache. No fast-math: the order of
@@ -10,16 +10,15 @@ Legend: T frame, V voxel.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from ingest.machine_code import compiled
 from ingest.scratch import Scratch
-from shards.values import Encoded, decode, encode, integer_origin, origin_of, signal, step
+from shards.values import LIMIT, STEPS_PER_SD, Encoded, decode, encode, integer_origin, signal
 
 BLOCK_BYTES = 512 * 1024
 """Of one block of voxels by all frames: half of a usual second-level cache."""
@@ -66,39 +65,28 @@ def encode_run(
     return EncodedWithError(encoded=encoded, error_max=largest, error_rms=math.sqrt(squares / raw_TV.size))
 
 
-def moments(
-    raw_TV: NDArray[Any], slope: float, inter: float
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Mean, SD and largest deviation of every voxel, three (voxel,) float32: `shards.values.moments`, fused."""
-    num_voxels = raw_TV.shape[1]
-    mean, std, deviation = (np.empty(num_voxels, np.float32) for _ in range(3))
-    _moments(raw_TV, slope, inter, _block(raw_TV), mean, std, deviation)
-    return mean, std, deviation
-
-
 def _encode_integers(
     raw_TV: NDArray[Any], dtype: str, slope: float, inter: float, scratch: Scratch
 ) -> EncodedWithError:
-    mean, std, deviation = moments(raw_TV, slope, inter)
+    mean, std, deviation, scale = (np.empty(raw_TV.shape[1], np.float32) for _ in range(4))
+    error_max, error_squares = np.empty(len(mean)), np.empty(len(mean))
     q = scratch.array("q", raw_TV.shape, dtype)
-    error_max, error_squares = np.zeros(len(mean)), np.zeros(len(mean))
+    steps, limit = np.float32(STEPS_PER_SD[dtype]), np.float32(LIMIT[dtype])
+    scaling = (None, None) if (slope, inter) == (1.0, 0.0) else (slope, inter)
+    found = mean, std, deviation, scale, q, error_max, error_squares
+    _moments_and_levels(raw_TV, *scaling, _block(raw_TV), steps, limit, *found)
     finite = bool(np.isfinite(mean).all())
     origin = integer_origin(raw_TV.dtype, dtype, mean, std, deviation, slope, inter) if finite else None
-    if origin is not None:
-        _subtract(raw_TV, origin_of(mean, slope, inter), q)
-        scale = np.where(std > 0, np.float32(slope), np.float32(0)).astype(np.float32)
-        encoded = Encoded(
-            q=q, mean=mean, std=std, scale=scale, lossless=True, grid_slope=float(slope), grid_inter=float(inter)
-        )
-        return _with_lossless_error(raw_TV, encoded)
-    scale = step(std, deviation, dtype)
-    inverse = np.zeros_like(scale)
-    with np.errstate(over="ignore"):  # of a scale that is denormal: the caller refuses it
-        np.divide(np.float32(1), scale, out=inverse, where=scale > 0)
-    _quantise(raw_TV, slope, inter, _block(raw_TV), mean, scale, inverse, q, error_max, error_squares)
-    encoded = Encoded(q=q, mean=mean, std=std, scale=scale)
-    rms = math.sqrt(float(error_squares.sum()) / raw_TV.size)
-    return EncodedWithError(encoded=encoded, error_max=float(error_max.max()), error_rms=rms)
+    if origin is None:
+        rms = math.sqrt(float(error_squares.sum()) / raw_TV.size)
+        encoded = Encoded(q=q, mean=mean, std=std, scale=scale)
+        return EncodedWithError(encoded=encoded, error_max=float(error_max.max()), error_rms=rms)
+    _subtract(raw_TV, origin, q)
+    scale = np.where(std > 0, np.float32(slope), np.float32(0)).astype(np.float32)
+    encoded = Encoded(
+        q=q, mean=mean, std=std, scale=scale, lossless=True, grid_slope=float(slope), grid_inter=float(inter)
+    )
+    return _with_lossless_error(raw_TV, encoded)
 
 
 def _with_lossless_error(raw_TV: NDArray[Any], encoded: Encoded) -> EncodedWithError:
@@ -120,75 +108,83 @@ def _block(raw_TV: NDArray[Any]) -> int:
     return int(max(64, BLOCK_BYTES // (num_frames * raw_TV.itemsize) // 64 * 64))
 
 
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """Compile without the GIL; cached on disk unless neither the package's nor the user's folder is writable."""
-    try:
-        kernel: Callable[..., None] = numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:
-        kernel = numba.njit(nogil=True)(function)
-    return kernel
-
-
 # Rows are sliced and per-voxel values copied into scratch before the inner loops: LLVM vectorises them
-# only when it can see that no two arrays overlap (4 x).
+# only when it can see that no two arrays overlap (4 x). `slope` None means that the values are the signal.
 
 
-@_compiled
-def _moments(raw, slope, inter, block, mean, std, deviation):  # type: ignore[no-untyped-def]
-    num_frames, num_voxels = raw.shape
+@compiled
+def _source(value, slope, inter):  # type: ignore[no-untyped-def]
+    """The signal in float64."""
+    if slope is None:
+        return np.float64(value)
+    return np.float64(value) * slope + inter
+
+
+@compiled
+def _block_moments(raw, first, size, slope, inter, total, squares, centre, furthest, std):  # type: ignore[no-untyped-def]
+    """Mean, largest deviation and SD of the voxels of a block, into `centre`, `furthest` and `std`."""
+    num_frames = len(raw)
+    total[:] = 0.0
+    for t in range(num_frames):
+        row = raw[t, first : first + size]
+        for v in range(size):
+            total[v] += np.float32(_source(row[v], slope, inter))
+    for v in range(size):
+        total[v] /= num_frames
+        centre[v] = np.float32(total[v])
+        squares[v] = 0.0
+        furthest[v] = np.float32(0.0)
+    for t in range(num_frames):
+        row = raw[t, first : first + size]
+        for v in range(size):
+            x = np.float32(_source(row[v], slope, inter))
+            distance = x - total[v]
+            squares[v] += distance * distance
+            away = abs(np.float32(x - centre[v]))
+            furthest[v] = away if away > furthest[v] else furthest[v]
+    for v in range(size):
+        std[v] = np.float32(math.sqrt(squares[v] / num_frames)) if furthest[v] > 0 else np.float32(0.0)
+
+
+@compiled
+def _block_levels(raw, first, size, slope, inter, centre, step, inverse, q, worst, squares):  # type: ignore[no-untyped-def]
+    """Quantise a block; its largest errors and their sums of squares into `worst` and `squares`."""
+    worst[:], squares[:] = 0.0, 0.0
+    for t in range(len(raw)):
+        row, levels = raw[t, first : first + size], q[t, first : first + size]
+        for v in range(size):
+            source = _source(row[v], slope, inter)
+            level = np.rint(np.float32(np.float32(np.float32(source) - centre[v]) * inverse[v]))
+            levels[v] = np.int32(level)
+            stored = np.float32(centre[v] + np.float32(step[v] * level))
+            error = abs(np.float64(stored) - source)
+            worst[v] = error if error > worst[v] else worst[v]
+            squares[v] += error * error
+
+
+@compiled
+def _moments_and_levels(  # type: ignore[no-untyped-def]
+    raw, slope, inter, block, steps, limit, mean, std, deviation, scale, q, error_max, error_squares
+):
+    """Statistics, step and quantisation of one block after another: a block is fetched from memory once."""
     total, squares = np.empty(block, np.float64), np.empty(block, np.float64)
-    centre, furthest = np.empty(block, np.float32), np.empty(block, np.float32)
-    for first in range(0, num_voxels, block):
-        size = min(block, num_voxels - first)
-        total[:] = 0.0
-        for t in range(num_frames):
-            row = raw[t, first : first + size]
-            for v in range(size):
-                total[v] += np.float32(np.float64(row[v]) * slope + inter)
+    centre, furthest, spread = np.empty(block, np.float32), np.empty(block, np.float32), np.empty(block, np.float32)
+    step, inverse = np.empty(block, np.float32), np.empty(block, np.float32)
+    for first in range(0, raw.shape[1], block):
+        size = min(block, raw.shape[1] - first)
+        last = first + size
+        _block_moments(raw, first, size, slope, inter, total, squares, centre, furthest, spread)
         for v in range(size):
-            total[v] /= num_frames
-            centre[v] = np.float32(total[v])
-            squares[v] = 0.0
-            furthest[v] = np.float32(0.0)
-        for t in range(num_frames):
-            row = raw[t, first : first + size]
-            for v in range(size):
-                x = np.float32(np.float64(row[v]) * slope + inter)
-                distance = x - total[v]
-                squares[v] += distance * distance
-                away = abs(np.float32(x - centre[v]))
-                furthest[v] = away if away > furthest[v] else furthest[v]
-        for v in range(size):
-            mean[first + v] = centre[v]
-            deviation[first + v] = furthest[v]
-            std[first + v] = np.float32(math.sqrt(squares[v] / num_frames)) if furthest[v] > 0 else np.float32(0.0)
+            usual, widest = spread[v] / steps, furthest[v] / limit
+            step[v] = np.float32(0) if spread[v] == 0 else usual if usual > widest else widest
+            inverse[v] = np.float32(1) / step[v] if step[v] > 0 else np.float32(0)
+        mean[first:last], std[first:last] = centre[:size], spread[:size]
+        deviation[first:last], scale[first:last] = furthest[:size], step[:size]
+        _block_levels(raw, first, size, slope, inter, centre, step, inverse, q, total, squares)
+        error_max[first:last], error_squares[first:last] = total[:size], squares[:size]
 
 
-@_compiled
-def _quantise(raw, slope, inter, block, mean, scale, inverse, q, error_max, error_squares):  # type: ignore[no-untyped-def]
-    num_frames, num_voxels = raw.shape
-    centre, step, steps = np.empty(block, np.float32), np.empty(block, np.float32), np.empty(block, np.float32)
-    worst, squares = np.empty(block, np.float64), np.empty(block, np.float64)
-    for first in range(0, num_voxels, block):
-        size = min(block, num_voxels - first)
-        for v in range(size):
-            centre[v], step[v], steps[v] = mean[first + v], scale[first + v], inverse[first + v]
-            worst[v], squares[v] = 0.0, 0.0
-        for t in range(num_frames):
-            row, levels = raw[t, first : first + size], q[t, first : first + size]
-            for v in range(size):
-                source = np.float64(row[v]) * slope + inter
-                level = np.rint(np.float32(np.float32(np.float32(source) - centre[v]) * steps[v]))
-                levels[v] = np.int32(level)
-                stored = np.float32(centre[v] + np.float32(step[v] * level))
-                error = abs(np.float64(stored) - source)
-                worst[v] = error if error > worst[v] else worst[v]
-                squares[v] += error * error
-        for v in range(size):
-            error_max[first + v], error_squares[first + v] = worst[v], squares[v]
-
-
-@_compiled
+@compiled
 def _subtract(raw, origin, q):  # type: ignore[no-untyped-def]
     num_frames, num_voxels = raw.shape
     for t in range(num_frames):

@@ -6,7 +6,6 @@ reused buffer, its mask voxels are kept, and the file's own bytes are hashed on 
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import stat
@@ -14,12 +13,11 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
-from zlib_ng import gzip_ng, zlib_ng
 
 from ingest.failures import RunError
 
@@ -29,10 +27,9 @@ MAX_DEFLATE_RATIO = 1032
 MAX_TR_S = 100.0
 TIME_UNITS_S = {0: 1.0, 8: 1.0, 16: 1e-3, 24: 1e-6}
 """xyzt_units code to seconds; 0, unknown, is taken as seconds."""
-HEADER_READ_BYTES = 64 * 1024
-READ_BYTES = 512 * 1024
-"""Compressed bytes read at once."""
-_DAMAGED: Any = (zlib.error, zlib_ng.error)  # zlib_ng's stub gives its class as an instance
+HEADER_PIECE_BYTES = 64 * 1024
+PIECE_BYTES = 512 * 1024
+"""Read at once where it is not frames that are wanted."""
 _HEADER_BYTES = (348, 540)
 _LINE_ENDS = (b"\r\n\x1a\n", bytes(4))
 """What follows the magic of NIfTI-2; something else went through a transfer of text."""
@@ -84,7 +81,7 @@ def read_header(path: Path) -> Header:
             raise RunError("open", "not a regular file", "leave it out with --exclude", "unreadable")
         num_file_bytes = status.st_size
         with path.open("rb") as file:
-            first = file.read(HEADER_READ_BYTES)
+            first = file.read(HEADER_PIECE_BYTES)
             compressed = first[:2] == GZIP_MAGIC
             block = _inflate_start(first, file) if compressed else first
     except OSError as error:
@@ -127,82 +124,92 @@ def stream_rows(path: Path, header: Header, voxels: NDArray[np.intp], rows: NDAr
     RunError
         Stage `data`: the stream is cut, damaged, or holds more frames than its header says.
     """
-    return for_each_frame(path, header, lambda t, frame: np.take(frame, voxels, out=rows[t], mode="clip"))
+    from ingest.crop import Crop
+
+    crop = Crop(voxels, header.shape[:3])
+    return for_each_frame(path, header, lambda t, frame: crop.take(frame, rows[t]))
 
 
 def for_each_frame(path: Path, header: Header, use: Callable[[int, NDArray[Any]], Any]) -> str:
     """Call `use(t, frame)` for each frame, flat and in native byte order; return XXH3-128 of the file.
 
-    The frame's buffer is reused: it must not be kept. Errors are those of `stream_rows`.
+    The frame's buffer is reused: it must be neither kept nor written to. Errors are those of `stream_rows`.
     """
-    buffer = bytearray(header.frame_bytes)
-    frame = np.frombuffer(buffer, header.dtype)
-    native = frame.view(header.dtype.newbyteorder("="))
+    from ingest.gunzip import Gunzip, GzipError  # compiled kernels: half a second that headers need not pay
+
+    native = np.empty(0 if header.dtype.isnative else math.prod(header.shape[:3]), header.dtype.newbyteorder("="))
+    most = max(header.frame_bytes, PIECE_BYTES)
     try:
         with path.open("rb", buffering=0) as file:
-            raw = _HashedFile(file)
-            stream = gzip_ng._GzipNGReader(raw, READ_BYTES) if header.compressed else raw
+            raw = HashedFile(file)
+            stream: _Stream = Gunzip(raw, most) if header.compressed else _Plain(raw, most)
             _skip(stream, header.data_offset)
             for t in range(header.num_frames):
-                _read_exactly(stream, memoryview(buffer), f"in frame {t} of {header.num_frames}")
-                if not frame.dtype.isnative:
-                    native.byteswap(inplace=True)
-                use(t, native)
+                frame = _read(stream, header.frame_bytes, f"in frame {t} of {header.num_frames}").view(header.dtype)
+                if not header.dtype.isnative:
+                    native[:] = frame
+                use(t, frame if header.dtype.isnative else native)
             _chk_end(stream, header)
-            raw.read_to_end()
             return raw.hexdigest()
     except EOFError as error:
         raise RunError("data", f"the gzip stream is cut short ({error})", AGAIN, "truncated") from None
-    except (*_DAMAGED, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise _os_error("data", path, error, "check the disk, then run ingest again") from None
+    except GzipError as error:
         raise RunError("data", f"the gzip stream is damaged ({error})", AGAIN, "damaged") from None
+    except OSError as error:
+        raise _os_error("data", path, error, "check the disk, then run ingest again") from None
 
 
-class _HashedFile(io.RawIOBase):
+class _Stream(Protocol):
+    def read(self, num_bytes: int) -> NDArray[np.uint8]:
+        """The next bytes, fewer only at the end; a view that lasts until the next call."""
+
+
+class HashedFile:
     """A raw file whose bytes are hashed as they are read."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._hash = xxhash.xxh3_128()
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: Any, /) -> int:
         count: int = self._file.readinto(buffer)  # type: ignore[attr-defined]
         self._hash.update(memoryview(buffer)[:count])
         return count
-
-    def read_to_end(self) -> None:
-        """Hash what the decoder has left unread (padding after the last member)."""
-        buffer = bytearray(READ_BYTES)
-        while self.readinto(buffer):
-            pass
 
     def hexdigest(self) -> str:
         return self._hash.hexdigest()
 
 
-def _skip(stream: Any, num_bytes: int) -> None:
-    buffer = memoryview(bytearray(min(num_bytes, READ_BYTES)))
-    for start in range(0, num_bytes, READ_BYTES):
-        _read_exactly(stream, buffer[: num_bytes - start], "before the data")
+class _Plain:
+    """A file without compression, read as `Gunzip` is."""
+
+    def __init__(self, file: HashedFile, most_bytes: int) -> None:
+        self._file = file
+        self._buffer = np.empty(most_bytes, np.uint8)
+
+    def read(self, num_bytes: int) -> NDArray[np.uint8]:
+        done = 0
+        while count := self._file.readinto(self._buffer[done:num_bytes]):
+            done += count
+        return self._buffer[:done]
 
 
-def _read_exactly(stream: Any, view: memoryview, where: str) -> None:
-    done = 0
-    while done < len(view):
-        count = stream.readinto(view[done:])
-        if not count:
-            raise RunError("data", f"the file ends {where}", AGAIN, "truncated")
-        done += count
+def _skip(stream: _Stream, num_bytes: int) -> None:
+    for start in range(0, num_bytes, PIECE_BYTES):
+        _read(stream, min(PIECE_BYTES, num_bytes - start), "before the data")
 
 
-def _chk_end(stream: Any, header: Header) -> None:
+def _read(stream: _Stream, num_bytes: int, where: str) -> NDArray[np.uint8]:
+    found = stream.read(num_bytes)
+    if len(found) < num_bytes:
+        raise RunError("data", f"the file ends {where}", AGAIN, "truncated")
+    return found
+
+
+def _chk_end(stream: _Stream, header: Header) -> None:
     """Read on to the end, which checks the gzip CRC; up to one frame of padding is let pass."""
-    extra, buffer = 0, bytearray(READ_BYTES)
-    while count := stream.readinto(buffer):
+    extra = 0
+    while count := len(stream.read(PIECE_BYTES)):
         extra += count
         if extra >= header.frame_bytes:
             raise RunError(
@@ -219,7 +226,7 @@ def _inflate_start(data: bytes, file: IO[bytes]) -> bytes:
     try:
         while data and len(block) < max(_HEADER_BYTES):
             block += member.decompress(data, max(_HEADER_BYTES) - len(block))
-            data = (member.unused_data if member.eof else member.unconsumed_tail) or file.read(HEADER_READ_BYTES)
+            data = (member.unused_data if member.eof else member.unconsumed_tail) or file.read(HEADER_PIECE_BYTES)
             if member.eof:
                 member = zlib.decompressobj(wbits=31)
         return block

@@ -33,7 +33,7 @@ def run_quality(
     quality: dict[str, Any] = {
         "orientation": stored_orientation(header),
         "num_frames_source": header.num_frames,
-        "intensity_median": float(np.median(encoded.mean)),
+        "intensity_median": float(np.median(encoded.mean.astype(np.float64))),
         "num_constant_voxels": int((encoded.std == 0).sum()),
     }
     if num_outside is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from typing import Any
 
 import numpy as np
@@ -23,3 +24,14 @@ class Scratch:
             self._buffers.pop(name, None)  # free the old one first
             self._buffers[name] = np.empty(size, np.uint8)
         return self._buffers[name][:size].view(kind).reshape(shape)
+
+
+_kept = threading.local()
+
+
+def thread_scratch() -> Scratch:
+    """The buffers of the calling thread, kept for its next task."""
+    if not hasattr(_kept, "scratch"):
+        _kept.scratch = Scratch()
+    scratch: Scratch = _kept.scratch
+    return scratch

@@ -67,12 +67,29 @@ def zarr_metadata(num_frames: int, num_voxels: int, dtype: str, attributes: dict
     }
 
 
-def encode_chunks(q: NDArray) -> bytes:
-    """The `sharding_indexed` object of a (time, voxel) array of a stored dtype."""
+def object_bytes_bound(num_frames: int, num_voxels: int, itemsize: int) -> int:
+    """No object of such an array is larger: zstd adds at most 1/256 and 64 bytes to a chunk."""
+    chunk_bytes = frames_per_chunk(num_voxels, itemsize) * num_voxels * itemsize
+    chunks = num_chunks(num_frames, num_voxels, itemsize)
+    return chunks * (chunk_bytes + chunk_bytes // 256 + 64 + CRC_BYTES) + index_bytes(num_frames, num_voxels, itemsize)
+
+
+def encode_chunks(q: NDArray, room: NDArray[np.uint8] | None = None) -> memoryview:
+    """The `sharding_indexed` object of a (time, voxel) array of a stored dtype.
+
+    Parameters
+    ----------
+    q
+        (time, voxel).
+    room
+        Where the object is put: at least `object_bytes_bound` bytes; new memory if None.
+    """
     num_frames, num_voxels = q.shape
     q = np.ascontiguousarray(q, dtype=q.dtype.newbyteorder("<"))
     per_chunk = frames_per_chunk(num_voxels, q.itemsize)
-    parts: list[bytes] = []
+    if room is None:
+        room = np.empty(object_bytes_bound(num_frames, num_voxels, q.itemsize), np.uint8)
+    view = room.data
     index: list[int] = []
     position = 0
     for first in range(0, num_frames, per_chunk):
@@ -80,12 +97,15 @@ def encode_chunks(q: NDArray) -> bytes:
         if len(frames) < per_chunk:
             frames = np.concatenate([frames, np.zeros((per_chunk - len(frames), num_voxels), q.dtype)])
         payload: bytes = zstd.compress(frames, ZSTD_LEVEL)
-        parts += [payload, _crc(payload)]
         size = len(payload) + CRC_BYTES
+        view[position : position + size - CRC_BYTES] = payload
+        view[position + size - CRC_BYTES : position + size] = _crc(payload)
         index += [position, size]
         position += size
     table = struct.pack(f"<{len(index)}Q", *index)
-    return b"".join([*parts, table, _crc(table)])
+    end = position + len(table) + CRC_BYTES
+    view[position:end] = table + _crc(table)
+    return view[:end]
 
 
 def parse_index(table: bytes, object_bytes: int, where: str) -> NDArray[np.int64]:

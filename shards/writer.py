@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tarfile
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from shards.chunks import encode_chunks, zarr_metadata
+from shards.chunks import encode_chunks, object_bytes_bound, zarr_metadata
 from shards.errors import OutputError, UsageError
 from shards.format import MANIFEST, MAX_RUN_ID, Grid, Manifest, ShardInfo, valid_run_id
 from shards.values import Encoded
@@ -112,9 +113,22 @@ def _write_run(tar: _Tar, run: EncodedRun) -> Place:
     tar.member(f"{run.run_id}.json", json.dumps(header, sort_keys=True, allow_nan=False).encode() + b"\n")
     for name in ("mean", "std", "scale"):
         tar.member(f"{run.run_id}.{name}.f32", getattr(encoded, name).astype("<f4").tobytes())
-    bold = encode_chunks(encoded.q)
+    num_frames, num_voxels = encoded.q.shape
+    bold = encode_chunks(encoded.q, _room(object_bytes_bound(num_frames, num_voxels, encoded.q.itemsize)))
     bold_offset = tar.member(f"{run.run_id}.bold", bold)
     return Place(offset=start, num_bytes=tar.position - start, bold_offset=bold_offset, bold_bytes=len(bold))
+
+
+_kept = threading.local()
+
+
+def _room(num_bytes: int) -> NDArray[np.uint8]:
+    """A buffer for one member, kept by the thread: fresh memory costs about as much as compressing into it."""
+    if getattr(_kept, "size", 0) < num_bytes:
+        _kept.room = None  # free the old one first
+        _kept.room, _kept.size = np.empty(num_bytes, np.uint8), num_bytes
+    room: NDArray[np.uint8] = _kept.room
+    return room
 
 
 class _Tar:
@@ -125,12 +139,12 @@ class _Tar:
         self.position = 0
         self.digest = xxhash.xxh3_128()
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         self._file.write(data)
         self.digest.update(data)
         self.position += len(data)
 
-    def member(self, name: str, data: bytes) -> int:
+    def member(self, name: str, data: bytes | memoryview) -> int:
         """Append one file; returns the offset of its data."""
         info = tarfile.TarInfo(name)
         info.size = len(data)

@@ -5,6 +5,7 @@ The folder is named by BOLDSTREAM_REAL_DATA (default: `../shared/data` beside th
 
 from __future__ import annotations
 
+import csv
 import os
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from ingest.cli import main
+from ingest.cli import MAX_LINES_OF_A_CLASS, main
 from ingest.layouts.tree import is_nifti
 from shards.reader import ShardSet
 
@@ -43,6 +44,11 @@ def ingest(names: list[str], out: Path, *flags: str) -> int:
     return main(["--src", str(DATA), "--out", str(out), "--workers", "0", "--include", *names, *flags])
 
 
+def failures(out: Path) -> list[dict[str, str]]:
+    with (out / "failures.tsv").open(newline="") as file:
+        return sorted(csv.DictReader(file, delimiter="\t"), key=lambda row: row["source"])
+
+
 @pytest.mark.parametrize("dtype", ["int8", "float32"])
 @pytest.mark.parametrize("names", CASES)
 def test_every_4d_file_comes_back_within_its_recorded_error(names, dtype, tmp_path):
@@ -66,9 +72,11 @@ def test_every_3d_file_is_a_named_failure(tmp_path, capsys):
     names = GRIDS.get((), [])
     assert names
     assert ingest(names, tmp_path / "out") == 4
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == len(names)
-    assert all("wanted 4D" in line for line in lines)
+    rows = failures(tmp_path / "out")
+    series = [name for name in names if not name.endswith("_mask.nii.gz")]  # masks are known by their names
+    assert [row["source"] for row in rows] == sorted(series)
+    assert all(row["class"] == "not-4d" and "wanted 4D" in row["reason"] for row in rows)
+    assert len(capsys.readouterr().err.splitlines()) == min(len(series), MAX_LINES_OF_A_CLASS + 1)
 
 
 def test_mixed_grids_quarantine_the_minority_by_name(tmp_path, capsys):
@@ -76,6 +84,7 @@ def test_mixed_grids_quarantine_the_minority_by_name(tmp_path, capsys):
     assert ingest(names, tmp_path / "out") == 4
     with ShardSet(tmp_path / "out") as shards:
         kept = {entry.source for entry in shards.runs}
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == len(names) - len(kept)
-    assert all("grid" in line and "another --out" in line for line in lines)
+    rows = failures(tmp_path / "out")
+    assert {row["source"] for row in rows} == set(names) - kept
+    assert all(row["class"] == "other-grid" and "another --out" in row["remedy"] for row in rows)
+    assert "more runs of class other-grid" in capsys.readouterr().err

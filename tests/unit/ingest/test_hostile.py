@@ -132,7 +132,7 @@ def test_without_a_mask_the_good_runs_are_ingested_all_the_same(case: Case, tmp_
         assert set(GOOD) <= {entry.source for entry in shards.runs}
 
 
-@pytest.mark.parametrize("flags", [("--dtype", "float16"), ("--detrend",)], ids=" ".join)
+@pytest.mark.parametrize("flags", [("--dtype", "float16"), ("--dtype", "float32"), ("--detrend",)], ids=" ".join)
 @pytest.mark.parametrize("case", named("numbers", failing_at=("values",)))
 def test_other_flags_take_hostile_numbers_or_refuse_them_by_name(case: Case, flags, tmp_path, mask_file):
     src, out = tmp_path / "data", tmp_path / "out"
