@@ -49,6 +49,12 @@ class RunRecord:
         own = {"subject": self.subject, "session": self.session, "task": self.task, "run": self.run}
         return run_id_from_entities(own | dict(self.entities))
 
+    @property
+    def confounds_json(self) -> Path | None:
+        """Where the JSON of a confounds table would lie: fMRIPrep says in it what its components are."""
+        table = self.confounds
+        return table.with_suffix(".json") if table is not None and table.suffix == ".tsv" else None
+
     def source(self, base: Path) -> str:
         """Path of the BOLD file relative to `base`, with forward slashes."""
         return relative(self.bold, base)
@@ -56,6 +62,7 @@ class RunRecord:
     def signature(self, base: Path) -> Signature:
         """State of the run's files, to see later whether one was repaired."""
         files = [path for name in _PATHS if (path := getattr(self, name)) is not None]
+        files += [] if self.confounds_json is None else [self.confounds_json]
         return tuple((relative(path, base), *_size_and_mtime(path)) for path in files)
 
     def to_dict(self, base: Path) -> dict[str, Any]:

@@ -76,6 +76,8 @@ def _not_used(tree: Tree, records: tuple[RunRecord, ...]) -> list[str]:
     used = {path for r in records for path in (r.bold, r.mask, r.confounds, r.sidecar) if path is not None}
     kinds = Counter(_ending(name) for name in tree.names() if name not in _ABOUT_THE_DATASET)
     kinds.subtract(_ending(path.name) for path in used)
+    about_confounds = {path.name for r in records if (path := r.confounds_json) is not None}
+    kinds.subtract(_ending(name) for name in tree.names() if name in about_confounds)
     others = Counter({kind: count for kind, count in kinds.items() if count > 0})
     lines = []
     if others:
