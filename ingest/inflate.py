@@ -8,9 +8,9 @@ The kernel works on raw addresses. What keeps it inside its buffers: no step beg
 the end of what may be read, nor at or behind `out_stop`; no step writes more than `SLACK` bytes; no copy reaches
 below `low`; and only complete prefix codes (or none, or one of one bit) become tables, which bounds their size.
 
-An entry of a table is a uint32. Bits 0-5: how many bits to drop. 31: one or two literals, their number in bits 24-25,
-themselves in 8-23. Otherwise 8-11: length of the code without its extra bits; 14-28: base value, or where the second
-level begins; 30: an exception, that is the end of the block (12), no code (13), or the second level (neither).
+An entry of a table is a uint32. Bits 0-5: how many bits to drop. 31: a literal, in bits 8-15. Otherwise 8-11: length
+of the code without its extra bits; 14-28: base value, or where the second level begins; 30: an exception, that is
+the end of the block (12), no code (13), or the second level (neither).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ingest.machine_code import (
     load64,
     shift_left,
     shift_right,
-    store16,
+    store8,
     store32,
     store64,
     store256,
@@ -41,11 +41,9 @@ SLACK = 512
 
 HEADER, SYMBOLS, VERBATIM = range(3)
 """What comes next in a stream."""
-LITERAL, EXCEPTION, NO_CODE, END, BASE, NUMBER = 1 << 31, 1 << 30, 1 << 13, 1 << 12, 14, 24
-LONGEST, LITLEN_BITS, DIST_BITS, PRECODE_BITS = 15, 12, 9, 7
+LITERAL, EXCEPTION, NO_CODE, END, BASE = 1 << 31, 1 << 30, 1 << 13, 1 << 12, 14
+LONGEST, LITLEN_BITS, DIST_BITS, PRECODE_BITS = 15, 11, 9, 7
 """Longest code, and bits of the first levels."""
-SHORT = 4
-"""Codes of at most so many bits begin pairs: in floats, the exponent's byte has one, and any byte follows."""
 LITLEN_MASK, LITLEN_SECOND = (1 << LITLEN_BITS) - 1, (1 << (LONGEST - LITLEN_BITS)) - 1
 DIST_MASK, DIST_SECOND = (1 << DIST_BITS) - 1, (1 << (LONGEST - DIST_BITS)) - 1
 DIST_TABLE = LITLEN_MASK + 1 + 144 * (LITLEN_SECOND + 1)
@@ -70,9 +68,7 @@ def _matches(first: int, extra_bits: list[int]) -> list[int]:
 _LENGTHS = [*_matches(3, [0] * 8 + [k // 4 for k in range(4, 24)]), 258 << BASE]
 _DISTANCES = _matches(1, [0, 0, *(k // 2 for k in range(28))])
 _UNUSED = [EXCEPTION | NO_CODE] * 2
-LITLEN_ENTRIES = np.array(
-    [LITERAL | 1 << NUMBER | k << 8 for k in range(256)] + [EXCEPTION | END, *_LENGTHS, *_UNUSED], np.uint32
-)
+LITLEN_ENTRIES = np.array([LITERAL | k << 8 for k in range(256)] + [EXCEPTION | END, *_LENGTHS, *_UNUSED], np.uint32)
 DIST_ENTRIES = np.array(_DISTANCES + _UNUSED, np.uint32)
 PRECODE_ENTRIES = np.arange(19, dtype=np.uint32) << BASE
 PRECODE_ORDER = np.array([16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15])
@@ -139,23 +135,6 @@ def _fill_table(lengths, entries, bits, table, state):  # type: ignore[no-untype
 
 
 @compiled
-def _pack_pairs(table):  # type: ignore[no-untyped-def]
-    """Let an entry hold two literals where the first has a short code and the second's fits behind it."""
-    address = np.int64(table.ctypes.data)
-    for code in range(1 << SHORT):
-        alone = np.int64(table[code])
-        length, position = alone & 63, 0
-        if alone & (LITERAL | 2 << NUMBER) != LITERAL or length > SHORT or code >> length:
-            continue  # not a literal's own place
-        while position < 1 << (LITLEN_BITS - length):
-            entry = load32(address + (position << 2))
-            fits = entry & (LITERAL | 2 << NUMBER) == LITERAL and (entry & 63) + length <= LITLEN_BITS
-            pair = alone + (1 << NUMBER) + (entry & 63) + ((entry & 0xFF00) << 8)
-            store32(address + ((position << length | code) << 2), pair if fits else alone)
-            position += 1
-
-
-@compiled
 def _read_lengths(source, bits, count, state, tables):  # type: ignore[no-untyped-def]
     """The code lengths in the header of a dynamic block; 0 symbols where zlib refuses it too."""
     lengths, table = state[LENGTHS:COUNTS], tables[PRECODE_TABLE:]
@@ -212,7 +191,6 @@ def _open_block(source, bits, count, state, tables):  # type: ignore[no-untyped-
     sound = _fill_table(lengths[:num_litlen], LITLEN_ENTRIES, LITLEN_BITS, tables, state) >= 0
     dist_lengths = lengths[num_litlen : num_litlen + num_dist]
     sound &= _fill_table(dist_lengths, DIST_ENTRIES, DIST_BITS, tables[DIST_TABLE:], state) >= 0
-    _pack_pairs(tables)
     return source, bits, count, sound
 
 
@@ -261,8 +239,8 @@ def _decode_symbols(source, source_stop, bits, count, out, out_stop, low, litlen
             if not entry & LITERAL:
                 break
             bits, count = shift_right(bits, entry), count - entry
-            store16(out, entry >> 8)
-            out += (entry >> NUMBER) & 3
+            store8(out, entry >> 8)
+            out += 1
             entry = load32(litlen + ((bits & LITLEN_MASK) << 2))
         source, bits, count = _refill(source, bits, count)
         if entry & LITERAL:

@@ -70,5 +70,5 @@ def _shift(direction: str) -> Any:
 
 
 load8, load16, load32, load64 = (_load(bits) for bits in (8, 16, 32, 64))
-store16, store32, store64, store256 = _store(16), _store(32), _store(64), _store(64, times=4)
+store8, store32, store64, store256 = _store(8), _store(32), _store(64), _store(64, times=4)
 shift_left, shift_right = _shift("shl"), _shift("lshr")
