@@ -51,6 +51,6 @@ def check_shard_set(config: dict[str, Any], shard_set: ShardSet, folder: Path) -
     trained_on, found = config.get("set_hash"), shard_set.manifest.set_hash
     if trained_on != found:
         raise MismatchError(
-            f"{folder} was trained on the shard set {trained_on}, {shard_set.folder} is {found}: "
+            f"{folder} was trained on the shard set {trained_on}, {shard_set.location} is {found}: "
             "its subjects may be others than those of the split; give the shard set of the training"
         )

@@ -175,7 +175,7 @@ def check_split(cohort: Cohort, split: Split) -> None:
     missing = sorted(subject for subject in wanted if subject not in cohort.runs)
     if missing:
         raise MismatchError(
-            f"{cohort.shard_set.folder}: {len(missing)} of {len(wanted)} subjects of the split have no run in it, "
+            f"{cohort.shard_set.location}: {len(missing)} of {len(wanted)} subjects of the split have no run in it, "
             f"first {missing[0]}; give the shard set of the training"
         )
 

@@ -112,7 +112,7 @@ def geometric_parcels(shard_set: ShardSet, num_parcels: int = 100) -> Parcels:
     wanted = max(2, min(num_parcels, len(positions) // VOXELS_PER_PARCEL))
     if len(positions) < wanted:
         raise UsageError(
-            f"{shard_set.folder}: the mask has {len(positions)} voxels, connectivity needs at least {wanted}"
+            f"{shard_set.location}: the mask has {len(positions)} voxels, connectivity needs at least {wanted}"
         )
     stride = max(1, len(positions) // 20_000)
     clusters = KMeans(wanted, n_init=1, random_state=0).fit(positions[::stride])

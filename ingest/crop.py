@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.machine_code import compiled
+from shards.machine_code import compiled
 
 
 class Crop:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ingest.machine_code import (
+from shards.machine_code import (
     compiled,
     load8,
     load16,

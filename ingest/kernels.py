@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.machine_code import compiled
 from ingest.scratch import Scratch
+from shards.machine_code import compiled
 from shards.values import LIMIT, STEPS_PER_SD, Encoded, decode, encode, integer_origin, signal
 
 BLOCK_BYTES = 512 * 1024

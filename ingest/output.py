@@ -18,7 +18,6 @@ from ingest.cleaning.config import CleaningConfig
 from ingest.failures import FAILURES, failures_to_tsv
 from ingest.ledger import LEDGER, State, is_ledger, replay
 from ingest.report.file import REPORT
-from shards.chunks import codec_summary
 from shards.errors import OutputError, ShardError, UsageError
 from shards.format import (
     MANIFEST,
@@ -26,11 +25,11 @@ from shards.format import (
     PARTICIPANTS,
     RUNS,
     Manifest,
-    config_hash,
     mask_identity,
     runs_to_tsv,
     xxh3,
 )
+from shards.publish import describe
 from shards.writer import TEMPORARY, write_atomic
 
 _log = logging.getLogger(__name__)
@@ -209,22 +208,17 @@ def _manifest(state: State, tables: dict[str, str]) -> Manifest:
     image = nibabel.Nifti1Image.from_bytes(gzip.decompress(mask_bytes(state)))
     mask = np.asanyarray(image.dataobj) != 0
     config = state.config or {}
-    rows = state.rows.values()
-    return Manifest(
+    return describe(
+        state.rows.values(),
         name=config["name"],
         dtype=config["dtype"],
         grid=grid,
         num_voxels=int(mask.sum()),
         mask_hash=mask_identity(mask, grid),
         mask_source=state.mask_source,
-        codec=codec_summary(),
         cleaning=cleaning_of(config),
         config=config,
-        config_hash=config_hash(config),
         shards=state.infos(),
-        num_runs=len(rows),
-        num_subjects=len({row.subject for row in rows}),
-        num_frames=sum(row.num_frames for row in rows),
         tables=tables,
         software=_software(),
     )

@@ -108,7 +108,7 @@ def encode_chunks(q: NDArray, room: NDArray[np.uint8] | None = None) -> memoryvi
     return view[:end]
 
 
-def parse_index(table: bytes, object_bytes: int, where: str) -> NDArray[np.int64]:
+def parse_index(table: bytes | bytearray, object_bytes: int, where: str) -> NDArray[np.int64]:
     """Boundaries of the inner chunks: n + 1 byte offsets from the start of the object.
 
     Raises
@@ -140,5 +140,5 @@ def decode_chunk(stored: memoryview, out: NDArray, where: str) -> None:
         raise CorruptShardError(f"{where}: a chunk does not decompress ({error}); ingest again") from None
 
 
-def _crc(data: bytes | memoryview) -> bytes:
+def _crc(data: bytes | bytearray | memoryview) -> bytes:
     return int(crc32c.crc32c(data)).to_bytes(CRC_BYTES, "little")

@@ -62,6 +62,10 @@ class CorruptShardError(ShardError):
     """Bytes of a shard set differ from what was written (checksum, size or structure)."""
 
 
+class StorageError(ShardError):
+    """Storage cannot be reached or read right now; the shard set itself may be whole."""
+
+
 class MismatchError(BoldstreamError):
     """Two things that must belong together do not (checkpoint, split, shard set)."""
 

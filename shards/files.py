@@ -1,47 +1,66 @@
-"""Open shards: a bounded set of file descriptors shared by threads, and checked positional reads."""
+"""Shards in a folder: a bounded set of file descriptors shared by threads, and checked positional reads."""
 
 from __future__ import annotations
 
 import os
 import resource
+import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from shards.errors import CorruptShardError, UsageError
+from shards.errors import CorruptShardError, StorageError, UsageError
 
 
-class ShardFiles:
-    """Descriptors of the shards of one folder, least recently used closed first.
+class LocalStorage:
+    """Files of a shard set in one folder (see `shards.storage.Storage`).
 
-    At most half of the process's soft limit of open files, and never one that a thread is reading.
+    Descriptors stay open, the least recently used closed first: at most half of the process's soft
+    limit of open files, and never one that a thread is reading.
     """
 
-    def __init__(self, folder: Path, sizes: dict[str, int]) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.location = str(folder)
         self._folder = folder
-        self._sizes = sizes
+        self._sizes: dict[str, int] = {}
         self._limit = max(8, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._open: OrderedDict[str, int] = OrderedDict()
         self._readers: dict[str, int] = {}
         self._lock = threading.Lock()
 
-    def read(self, name: str, offset: int, num_bytes: int) -> bytes:
-        """Read exactly `num_bytes` at `offset` of a shard with one `pread`.
+    def read_file(self, name: str) -> bytes:
+        """Read a small file whole."""
+        try:
+            descriptor = _open_regular(self._folder / name)
+            with os.fdopen(descriptor, "rb") as file:
+                return file.read()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StorageError(f"{self._folder / name}: {error.strerror}; see to it that it can be read") from None
 
-        Raises
-        ------
-        CorruptShardError
-            The shard is missing, has another size than the manifest says, or ends too early.
-        """
+    def expect(self, sizes: Mapping[str, int]) -> None:
+        """Say which shards there are, name to bytes."""
+        self._sizes = dict(sizes)
+
+    def read_into(self, name: str, offset: int, room: memoryview) -> None:
+        """Fill `room` from `offset` of a shard, as a rule with one `pread`."""
+        done = 0
         with self._descriptor(name) as descriptor:
-            data = os.pread(descriptor, num_bytes, offset)
-        if len(data) != num_bytes:
-            raise CorruptShardError(
-                f"{self._folder / name}: {len(data)} of {num_bytes} bytes at {offset}; the file is cut, restore it"
-            )
-        return data
+            while done < len(room):
+                try:
+                    count = os.preadv(descriptor, [room[done:]], offset + done)
+                except OSError as error:
+                    raise StorageError(
+                        f"{self._folder / name}: {error.strerror} at byte {offset + done}; look at the filesystem"
+                    ) from None
+                if not count:
+                    raise CorruptShardError(
+                        f"{self._folder / name}: {done} of {len(room)} bytes at {offset}; the file is cut, restore it"
+                    )
+                done += count
 
     def close(self) -> None:
         """Close every descriptor; reading again opens them anew."""
@@ -68,19 +87,21 @@ class ShardFiles:
                     self._readers[name] -= 1
 
     def _evict(self) -> None:
+        if len(self._open) <= self._limit:
+            return
         for name in list(self._open):
-            if len(self._open) <= self._limit:
-                return
             if not self._readers.get(name):
                 os.close(self._open.pop(name))
                 self._readers.pop(name, None)
+            if len(self._open) <= self._limit:
+                return
 
     def _open_checked(self, name: str) -> int:
         path = self._folder / name
         if name not in self._sizes:
             raise UsageError(f"{path}: not a shard of this set")
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = _open_regular(path)
         except OSError as error:
             raise CorruptShardError(f"{path}: {error.strerror}; the manifest lists it, restore the file") from None
         found = os.fstat(descriptor).st_size
@@ -88,3 +109,12 @@ class ShardFiles:
             os.close(descriptor)
             raise CorruptShardError(f"{path}: {found} bytes, the manifest says {self._sizes[name]}; restore the file")
         return descriptor
+
+
+def _open_regular(path: Path) -> int:
+    """Open a file, following links as archives keep them; anything but a regular file is an error at once."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(0, "not a regular file")
+    return descriptor

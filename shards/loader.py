@@ -102,7 +102,7 @@ class WindowLoader:
         self._set = shard_set
         self._runs = np.arange(len(shard_set.runs)) if runs is None else np.asarray(runs, np.int64)
         if not len(self._runs):
-            raise UsageError(f"{shard_set.folder}: no runs to stream; check the split and the filters")
+            raise UsageError(f"{shard_set.location}: no runs to stream; check the split and the filters")
         entries = [shard_set.runs[number] for number in self._runs]
         self._num_frames = np.array([entry.num_frames for entry in entries], np.int64)
         self._window = order.parse_window(window, [entry.tr_s for entry in entries])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import chunks, values
+from shards.decoding import decode_window
 from shards.errors import CorruptShardError, ShardError, UsageError
-from shards.files import ShardFiles
 from shards.format import (
     MANIFEST,
     MASK,
@@ -31,13 +29,21 @@ from shards.format import (
     runs_from_tsv,
     xxh3,
 )
+from shards.recent import Recent
+from shards.room import Room
+from shards.storage import Storage, open_storage
 
 if TYPE_CHECKING:
     import pandas
 
+    from shards.cache import CacheConfig
+
 MISSING = frozenset({"", "n/a", "N/A", "NA", "nan", "NaN"})
-_INDEX_CACHE = 8192  # runs whose chunk index is kept: about 80 MB at 1,200 frames
+_INDEX_BYTES = 256 * 1024**2  # chunk indices that are kept: about 50,000 runs of 1,200 frames
+_ENTRY_BYTES = 200  # what a kept value costs beside its own bytes
 _BLOCK = 512
+
+_stored, _frames = Room(), Room()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,11 +60,15 @@ class ShardSet:
 
     Parameters
     ----------
-    folder
-        The folder that holds `manifest.json`.
+    location
+        The folder that holds `manifest.json`, or its URL (`https://...`, `s3://...`: whatever fsspec knows).
+    cache
+        Keep what was read on this machine; for slow or remote storage.
 
     Attributes
     ----------
+    location : str
+    storage : Storage
     manifest : Manifest
     runs : tuple of RunEntry
         In order of `run_id`; a run's position is its number in all other methods.
@@ -67,22 +77,23 @@ class ShardSet:
     Raises
     ------
     UsageError
-        There is no shard set in `folder`.
+        There is no shard set at `location`.
     ShardError
         There is one, but of an unknown version or damaged.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self.manifest = _read_manifest(self.folder)
-        self.runs = runs_from_tsv(self._table(RUNS).decode(), str(self.folder / RUNS))
+    def __init__(self, location: str | Path, cache: CacheConfig | None = None) -> None:
+        self.storage = open_storage(location, cache)
+        self.location = self.storage.location
+        self._cache = cache
+        self.manifest = _read_manifest(self.storage)
+        self.storage.expect({shard.name: shard.num_bytes for shard in self.manifest.shards})
+        self.runs = runs_from_tsv(self._table(RUNS).decode(), self._path(RUNS))
         self.mask = self._read_mask()
         self.num_voxels = self.manifest.num_voxels
         self.dtype = np.dtype(self.manifest.dtype)
         self._check_runs()
-        self._files = ShardFiles(self.folder, {shard.name: shard.num_bytes for shard in self.manifest.shards})
-        self._bounds: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._bounds: Recent[NDArray] = Recent(_INDEX_BYTES)
 
     @property
     def grid(self) -> Grid:
@@ -116,33 +127,28 @@ class ShardSet:
             raise UsageError(
                 f"{entry.run_id}: frames {start} to {start + num_frames} asked for, the run has {entry.num_frames}"
             )
-        if out is None:
-            out = np.empty((num_frames, self.num_voxels), self.dtype)
+        out = self._checked(out, num_frames)
         per_chunk = frames_per_chunk(self.num_voxels, self.dtype.itemsize)
         first, last = start // per_chunk, (start + num_frames - 1) // per_chunk
-        bounds = self._chunk_bounds(run)
-        base = int(bounds[first])
-        data = memoryview(self.read_stored(run, base, int(bounds[last + 1]) - base))
-        where = f"{self.folder / entry.shard} ({entry.run_id})"
-        scratch = None
-        for chunk in range(first, last + 1):
-            stored = data[int(bounds[chunk]) - base : int(bounds[chunk + 1]) - base]
-            begin = chunk * per_chunk
-            low, high = max(start, begin), min(start + num_frames, begin + per_chunk)
-            target = out[low - start : high - start]
-            if high - low == per_chunk:
-                chunks.decode_chunk(stored, target, where)
-                continue
-            if scratch is None:
-                scratch = np.empty((per_chunk, self.num_voxels), self.dtype)
-            chunks.decode_chunk(stored, scratch, where)
-            target[:] = scratch[low - begin : high - begin]
+        bounds = self._bounds.get(run, self._read_bounds)[first : last + 2].astype(np.int64)
+        stored = _stored.take(int(bounds[-1] - bounds[0]))
+        self.storage.read_into(entry.shard, entry.bold_offset + int(bounds[0]), stored.data)
+        where = f"{self._path(entry.shard)} ({entry.run_id})"
+        num_decoded = (last + 1 - first) * per_chunk
+        if num_decoded == num_frames:
+            decode_window(stored, bounds - bounds[0], out, where)
+            return out
+        # chunks of several frames, of which the window does not take all
+        room = _frames.take(num_decoded * self.num_voxels * self.dtype.itemsize)
+        frames = room.view(self.dtype).reshape(num_decoded, self.num_voxels)
+        decode_window(stored, bounds - bounds[0], frames, where)
+        out[:] = frames[start - first * per_chunk :][:num_frames]
         return out
 
-    def read_stored(self, run: int, start: int, num_bytes: int) -> bytes:
+    def read_stored(self, run: int, start: int, num_bytes: int) -> bytearray:
         """Bytes of a run's `.bold` member as they lie in the shard, from byte `start` of the member."""
         entry = self.runs[run]
-        return self._files.read(entry.shard, entry.bold_offset + start, num_bytes)
+        return self._read(entry.shard, entry.bold_offset + start, num_bytes)
 
     def statistics(self, run: int) -> RunStatistics:
         """Mean, SD and scale of a run's voxels."""
@@ -151,10 +157,10 @@ class ShardSet:
         step = _BLOCK + size + -size % _BLOCK
         # mean, std and scale stand, each behind its header, right before the header of .bold
         start = entry.bold_offset - 3 * step
-        data = self._files.read(entry.shard, start, 3 * step)
+        data = self._read(entry.shard, start, 3 * step)
         arrays = [np.frombuffer(data, "<f4", self.num_voxels, k * step) for k in range(3)]
         if not all(np.isfinite(array).all() for array in arrays) or (arrays[1] < 0).any() or (arrays[2] < 0).any():
-            raise CorruptShardError(f"{self.folder / entry.shard} ({entry.run_id}): statistics are damaged; restore it")
+            raise CorruptShardError(f"{self._path(entry.shard)} ({entry.run_id}): statistics are damaged; restore it")
         return RunStatistics(mean=arrays[0], std=arrays[1], scale=arrays[2])
 
     def read_signal(self, run: int, start: int, num_frames: int) -> NDArray[np.float32]:
@@ -210,7 +216,7 @@ class ShardSet:
             There is no table or no such column; the message names those there are.
         """
         table = self._participants
-        path = self.folder / PARTICIPANTS
+        path = self._path(PARTICIPANTS)
         if table is None:
             raise UsageError(f"{path}: the shard set has no participants table; ingest with --participants FILE")
         if column not in table or column == "participant_id":
@@ -221,7 +227,7 @@ class ShardSet:
 
     def close(self) -> None:
         """Close the shards' files."""
-        self._files.close()
+        self.storage.close()
 
     def __enter__(self) -> ShardSet:
         return self
@@ -230,10 +236,10 @@ class ShardSet:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder}
+        return {"location": self.location, "cache": self._cache}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.__init__(state["folder"])  # type: ignore[misc]
+        self.__init__(state["location"], state["cache"])  # type: ignore[misc]
 
     @cached_property
     def _participants(self) -> dict[str, list[str]] | None:
@@ -243,15 +249,23 @@ class ShardSet:
         rows = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
         header = rows[0] if rows else []
         if "participant_id" not in header or any(len(row) != len(header) for row in rows):
-            raise ShardError(f"{self.folder / PARTICIPANTS}: not a BIDS participants table; ingest again")
+            raise ShardError(f"{self._path(PARTICIPANTS)}: not a BIDS participants table; ingest again")
         return {name: [row[k] for row in rows[1:]] for k, name in enumerate(header)}
 
+    def _path(self, name: str) -> str:
+        return f"{self.location}/{name}"
+
+    def _read(self, shard: str, offset: int, num_bytes: int) -> bytearray:
+        data = bytearray(num_bytes)
+        self.storage.read_into(shard, offset, memoryview(data))
+        return data
+
     def _table(self, name: str) -> bytes:
-        path = self.folder / name
+        path = self._path(name)
         try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise CorruptShardError(f"{path}: {error.strerror}; the manifest lists it, restore the file") from None
+            data = self.storage.read_file(name)
+        except FileNotFoundError:
+            raise CorruptShardError(f"{path}: no such file; the manifest lists it, restore it") from None
         if xxh3(data) != self.manifest.tables.get(name):
             raise CorruptShardError(
                 f"{path}: its checksum differs from the manifest's; run ingest-fmri again if it was interrupted, "
@@ -264,14 +278,14 @@ class ShardSet:
         mask = np.ascontiguousarray(np.asanyarray(image.dataobj) != 0)
         expected = self.manifest
         if mask.shape != expected.grid.shape or int(mask.sum()) != expected.num_voxels:
-            raise CorruptShardError(f"{self.folder / MASK}: does not fit the manifest's grid; restore the file")
+            raise CorruptShardError(f"{self._path(MASK)}: does not fit the manifest's grid; restore the file")
         if mask_identity(mask, expected.grid) != expected.mask_hash:
-            raise CorruptShardError(f"{self.folder / MASK}: not the mask that the shards were made with; restore it")
+            raise CorruptShardError(f"{self._path(MASK)}: not the mask that the shards were made with; restore it")
         return mask
 
     def _check_runs(self) -> None:
         sizes = {shard.name: shard.num_bytes for shard in self.manifest.shards}
-        where = self.folder / RUNS
+        where = self._path(RUNS)
         if len(self.runs) != self.manifest.num_runs:
             raise CorruptShardError(f"{where}: {len(self.runs)} runs, the manifest says {self.manifest.num_runs}")
         for entry in self.runs:
@@ -280,33 +294,34 @@ class ShardSet:
                     f"{where}: {entry.run_id} lies outside its shard {entry.shard}; restore the file"
                 )
 
-    def _chunk_bounds(self, run: int) -> NDArray[np.int64]:
-        with self._lock:
-            if run in self._bounds:
-                self._bounds.move_to_end(run)
-                return self._bounds[run]
+    def _checked(self, out: NDArray | None, num_frames: int) -> NDArray:
+        shape = (num_frames, self.num_voxels)
+        if out is None:
+            return np.empty(shape, self.dtype)
+        if out.shape != shape or out.dtype != self.dtype or not out.flags.c_contiguous:
+            raise UsageError(f"out: {out.shape} {out.dtype}, must be {shape} {self.dtype} in C order")
+        return out
+
+    def _read_bounds(self, run: int) -> tuple[NDArray, int]:
+        """Where the chunks of a run begin and the last ends, and the bytes of this table."""
         entry = self.runs[run]
         size = chunks.index_bytes(entry.num_frames, self.num_voxels, self.dtype.itemsize)
-        where = f"{self.folder / entry.shard} ({entry.run_id})"
+        where = f"{self._path(entry.shard)} ({entry.run_id})"
         if size >= entry.bold_bytes:
             raise CorruptShardError(f"{where}: too small for its {entry.num_frames} frames; restore the file")
         table = self.read_stored(run, entry.bold_bytes - size, size)
         bounds = chunks.parse_index(table, entry.bold_bytes, where)
-        with self._lock:
-            self._bounds[run] = bounds
-            while len(self._bounds) > _INDEX_CACHE:
-                self._bounds.popitem(last=False)
-        return bounds
+        small = bounds.astype(np.uint32) if entry.bold_bytes < 2**32 else bounds
+        return small, small.nbytes + _ENTRY_BYTES
 
 
-def _read_manifest(folder: Path) -> Manifest:
-    path = folder / MANIFEST
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder; give the folder that ingest-fmri wrote (--out)")
+def _read_manifest(storage: Storage) -> Manifest:
+    where = f"{storage.location}/{MANIFEST}"
     try:
-        text = path.read_bytes()
+        text = storage.read_file(MANIFEST)
     except FileNotFoundError:
         raise UsageError(
-            f"{folder}: no {MANIFEST} in it, so no finished shard set; run ingest-fmri (again) with --out {folder}"
+            f"{storage.location}: no {MANIFEST} there, so no finished shard set; give the folder that ingest-fmri "
+            "wrote (--out), or run it (again)"
         ) from None
-    return Manifest.from_json(text, str(path))
+    return Manifest.from_json(text, where)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import tarfile
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,9 +23,11 @@ from numpy.typing import NDArray
 from shards.chunks import encode_chunks, object_bytes_bound, zarr_metadata
 from shards.errors import OutputError, UsageError
 from shards.format import MANIFEST, MAX_RUN_ID, Grid, Manifest, ShardInfo, valid_run_id
+from shards.room import Room
 from shards.values import Encoded
 
 BLOCK = 512
+_room = Room()
 TEMPORARY = ".partial-"
 """Prefix of the temporary files of this writer; one that outlives its process may be removed."""
 
@@ -113,22 +114,9 @@ def _write_run(tar: _Tar, run: EncodedRun) -> Place:
     tar.member(f"{run.run_id}.json", json.dumps(header, sort_keys=True, allow_nan=False).encode() + b"\n")
     for name in ("mean", "std", "scale"):
         tar.member(f"{run.run_id}.{name}.f32", getattr(encoded, name).astype("<f4").tobytes())
-    num_frames, num_voxels = encoded.q.shape
-    bold = encode_chunks(encoded.q, _room(object_bytes_bound(num_frames, num_voxels, encoded.q.itemsize)))
+    bold = encode_chunks(encoded.q, _room.take(object_bytes_bound(num_frames, num_voxels, encoded.q.itemsize)))
     bold_offset = tar.member(f"{run.run_id}.bold", bold)
     return Place(offset=start, num_bytes=tar.position - start, bold_offset=bold_offset, bold_bytes=len(bold))
-
-
-_kept = threading.local()
-
-
-def _room(num_bytes: int) -> NDArray[np.uint8]:
-    """A buffer for one member, kept by the thread: fresh memory costs about as much as compressing into it."""
-    if getattr(_kept, "size", 0) < num_bytes:
-        _kept.room = None  # free the old one first
-        _kept.room, _kept.size = np.empty(num_bytes, np.uint8), num_bytes
-    room: NDArray[np.uint8] = _kept.room
-    return room
 
 
 class _Tar:

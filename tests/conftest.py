@@ -9,21 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from shards.chunks import codec_summary
-from shards.format import (
-    MASK,
-    PARTICIPANTS,
-    RUNS,
-    Grid,
-    Manifest,
-    RunEntry,
-    config_hash,
-    mask_identity,
-    runs_to_tsv,
-    xxh3,
-)
+from shards.format import Grid, RunEntry, xxh3
+from shards.publish import publish_set, run_entry
 from shards.values import decode, encode
-from shards.writer import EncodedRun, mask_to_nifti, write_atomic, write_manifest, write_shard
+from shards.writer import EncodedRun, write_shard
 
 GRID = Grid(
     shape=(7, 8, 6),
@@ -77,31 +66,19 @@ def make_shard_set(mask: NDArray[np.bool_]) -> MakeShardSet:
             written = write_shard(folder / shard, runs)
             shards.append(written.info)
             for run in runs:
-                entries.append(_entry(run, shard, written.places[run.run_id], signals[run.run_id]))
-        tables = {RUNS: runs_to_tsv(entries).encode(), MASK: mask_to_nifti(mask, grid)}
-        if participants is not None:
-            tables[PARTICIPANTS] = participants.encode()
-        for name, data in tables.items():
-            write_atomic(folder / name, data)
-        manifest = Manifest(
+                errors = _errors(run, signals[run.run_id])
+                entries.append(run_entry(run, shard, written.places[run.run_id], **errors))
+        publish_set(
+            folder,
             name="toy",
             dtype=dtype,
+            mask=mask,
             grid=grid,
-            num_voxels=voxels,
-            mask_hash=mask_identity(mask, grid),
+            entries=entries,
+            shards=shards,
+            participants=None if participants is None else participants.encode(),
             mask_source="made by a test",
-            codec=codec_summary(),
-            cleaning={},
-            config={},
-            config_hash=config_hash({}),
-            shards=tuple(shards),
-            num_runs=len(entries),
-            num_subjects=len({entry.subject for entry in entries}),
-            num_frames=sum(entry.num_frames for entry in entries),
-            tables={name: xxh3(data) for name, data in tables.items()},
-            software={},
         )
-        write_manifest(folder, manifest)
         return dict(signals)
 
     return make
@@ -113,7 +90,7 @@ def _encode(run_id: str, signal: NDArray, dtype: str, tr_s: float) -> EncodedRun
     return EncodedRun(run_id=run_id, meta=meta, encoded=encode(signal, dtype))
 
 
-def _entry(run: EncodedRun, shard: str, place: object, signal: NDArray) -> RunEntry:
+def _errors(run: EncodedRun, signal: NDArray) -> dict[str, object]:
     encoded = run.encoded
     decoded = decode(
         encoded.q,
@@ -125,26 +102,12 @@ def _entry(run: EncodedRun, shard: str, place: object, signal: NDArray) -> RunEn
     )
     error = np.abs(decoded.astype(np.float64) - signal)
     rms = float(np.sqrt((error**2).mean()))
-    return RunEntry(
-        run_id=run.run_id,
-        subject=run.meta["subject"],
-        session="",
-        task="rest",
-        run="",
-        tr_s=run.meta["tr_s"],
-        num_frames=len(signal),
-        shard=shard,
-        **{name: getattr(place, name) for name in ("offset", "num_bytes", "bold_offset", "bold_bytes")},
-        source="toy",
-        source_bytes=signal.nbytes,
-        source_xxh3=xxh3(signal.tobytes()),
-        num_wide_voxels=encoded.num_wide_voxels,
-        error_max=float(error.max()),
-        error_rms=rms,
-        error_rms_rel=rms / float(signal.std(0).mean()),
-        lossless=encoded.lossless,
-        grid_slope=encoded.grid_slope,
-        grid_inter=encoded.grid_inter,
-        tsnr_median=50.0,
-        mean_fd_mm=0.1,
-    )
+    return {
+        "source_bytes": signal.nbytes,
+        "source_xxh3": xxh3(signal.tobytes()),
+        "error_max": float(error.max()),
+        "error_rms": rms,
+        "error_rms_rel": rms / float(signal.std(0).mean()),
+        "tsnr_median": 50.0,
+        "mean_fd_mm": 0.1,
+    }

@@ -71,7 +71,7 @@ def open_inputs(config: TrainConfig) -> Inputs:
     train_runs, val_runs = split.runs(shard_set, "train"), split.runs(shard_set, "val")
     if not train_runs:
         raise UsageError(
-            f"{shard_set.folder}: holds none of the split's {len(split.train)} training subjects; make a split of it"
+            f"{shard_set.location}: holds none of the split's {len(split.train)} training subjects; make a split of it"
         )
     if config.phase < 3:
         val_runs = _spread(val_runs, config.val_runs)

@@ -50,7 +50,7 @@ def predict_windows(
     """
     if not np.array_equal(model.volume.mask.cpu().numpy().astype(bool), shard_set.mask):
         raise MismatchError(
-            f"{shard_set.folder}: its mask ({shard_set.num_voxels} voxels) is not the model's "
+            f"{shard_set.location}: its mask ({shard_set.num_voxels} voxels) is not the model's "
             f"({model.volume.num_voxels} voxels); give the shard set of the training, or one on the same mask"
         )
     loader = WindowLoader(shard_set, runs=runs, window=window, batch_size=batch_size, mode="tile", threads=threads)

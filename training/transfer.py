@@ -56,7 +56,7 @@ def open_init(folder: Path, phase: int, shard_set: ShardSet) -> Init:
     own = shard_set.manifest.mask_hash
     if description["mask_hash"] != own:
         raise MismatchError(
-            f"--init {folder}: trained on the mask {description['mask_hash']}, {shard_set.folder} has {own}; give a "
+            f"--init {folder}: trained on the mask {description['mask_hash']}, {shard_set.location} has {own}; give a "
             "shard set on the same grid and mask"
         )
     split = load_split(folder / SPLIT)
@@ -68,7 +68,7 @@ def open_init(folder: Path, phase: int, shard_set: ShardSet) -> Init:
     for part in ("train", "val"):
         if split.subjects(part) and not split.runs(shard_set, part):
             raise MismatchError(
-                f"--init {folder}: none of its {len(split.subjects(part))} {part} subjects is in {shard_set.folder}; "
+                f"--init {folder}: none of its {len(split.subjects(part))} {part} subjects is in {shard_set.location}; "
                 "give the shard set that it was trained on, or one that was extended"
             )
     return Init(folder=folder, description=description, split=split)

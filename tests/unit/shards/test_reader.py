@@ -55,8 +55,8 @@ def test_a_window_is_one_read(tmp_path: Path, make_shard_set, monkeypatch: pytes
     with ShardSet(tmp_path) as opened:
         opened.read_window(1, 0, 1)  # brings the index of the run into memory
         calls = []
-        read = opened._files.read
-        monkeypatch.setattr(opened._files, "read", lambda *a: calls.append(a) or read(*a))
+        read = opened.storage.read_into
+        monkeypatch.setattr(opened.storage, "read_into", lambda *a: calls.append(a) or read(*a))
         opened.read_window(1, 17, 90)
         assert len(calls) == 1
 
@@ -85,7 +85,7 @@ def test_unmask_puts_voxels_where_the_mask_is(tmp_path: Path, make_shard_set) ->
 def test_threads_read_the_same_values(tmp_path: Path, make_shard_set, monkeypatch: pytest.MonkeyPatch) -> None:
     make_shard_set(tmp_path, runs_per_shard=1)
     with ShardSet(tmp_path) as opened:
-        monkeypatch.setattr(opened._files, "_limit", 1)  # every other read closes somebody's file
+        monkeypatch.setattr(opened.storage, "_limit", 1)  # every other read closes somebody's file
         expected = [opened.read_window(k, 3, 20) for k in range(3)]
         with ThreadPoolExecutor(4) as pool:
             found = list(pool.map(lambda k: opened.read_window(k % 3, 3, 20), range(120)))
