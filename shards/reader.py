@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import chunks, values
+from shards.affine import Gain, Intensity, even_gain, gain_of, intensity_of
 from shards.decoding import decode_window
 from shards.errors import CorruptShardError, ShardError, UsageError
 from shards.format import (
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from shards.cache import CacheConfig
 
 MISSING = frozenset({"", "n/a", "N/A", "NA", "nan", "NaN"})
-_INDEX_BYTES = 256 * 1024**2  # chunk indices that are kept: about 50,000 runs of 1,200 frames
+_KEPT_BYTES = 256 * 1024**2  # of chunk indices: about 50,000 runs of 1,200 frames; of gains and of intensities as well
 _ENTRY_BYTES = 200  # what a kept value costs beside its own bytes
 _BLOCK = 512
 
@@ -93,7 +94,10 @@ class ShardSet:
         self.num_voxels = self.manifest.num_voxels
         self.dtype = np.dtype(self.manifest.dtype)
         self._check_runs()
-        self._bounds: Recent[NDArray] = Recent(_INDEX_BYTES)
+        self._bounds: Recent[NDArray] = Recent(_KEPT_BYTES)
+        self._gains: Recent[Gain] = Recent(_KEPT_BYTES)
+        self._intensities: Recent[Intensity] = Recent(_KEPT_BYTES)
+        self._even_gain = even_gain(self.manifest.dtype)
 
     @property
     def grid(self) -> Grid:
@@ -145,6 +149,11 @@ class ShardSet:
         out[:] = frames[start - first * per_chunk :][:num_frames]
         return out
 
+    def stored_bytes(self, run: int, num_frames: int) -> int:
+        """About how many bytes of the shard so many frames of a run are."""
+        entry = self.runs[run]
+        return entry.bold_bytes * num_frames // entry.num_frames
+
     def read_stored(self, run: int, start: int, num_bytes: int) -> bytearray:
         """Bytes of a run's `.bold` member as they lie in the shard, from byte `start` of the member."""
         entry = self.runs[run]
@@ -184,6 +193,14 @@ class ShardSet:
         """Gain and shift, (voxel,), that turn stored values into residuals (x - mean) / SD."""
         stats = self.statistics(run)
         return values.residual_affine(stats.mean, stats.std, stats.scale, self.manifest.dtype)
+
+    def gain(self, run: int) -> Gain:
+        """The same in the form that is cheap to keep; the reader keeps it."""
+        return self._gains.get(run, self._read_gain)
+
+    def intensity(self, run: int) -> Intensity:
+        """Level and spread, (voxel,), that turn residuals into the run's global z-score; the reader keeps some."""
+        return self._intensities.get(run, self._read_intensity)
 
     def residual(self, run: int, start: int, num_frames: int) -> NDArray[np.float32]:
         """Residuals of some frames, (time, voxel) float32."""
@@ -313,6 +330,17 @@ class ShardSet:
         bounds = chunks.parse_index(table, entry.bold_bytes, where)
         small = bounds.astype(np.uint32) if entry.bold_bytes < 2**32 else bounds
         return small, small.nbytes + _ENTRY_BYTES
+
+    def _read_gain(self, run: int) -> tuple[Gain, int]:
+        if self.manifest.dtype != "float32" and self.runs[run].num_wide_voxels == 0:
+            return self._even_gain, _ENTRY_BYTES
+        stats = self.statistics(run)
+        gain = gain_of(stats.mean, stats.std, stats.scale, self.manifest.dtype)
+        return gain, gain.num_bytes + _ENTRY_BYTES
+
+    def _read_intensity(self, run: int) -> tuple[Intensity, int]:
+        stats = self.statistics(run)
+        return intensity_of(stats.mean, stats.std), 8 * self.num_voxels + _ENTRY_BYTES
 
 
 def _read_manifest(storage: Storage) -> Manifest:

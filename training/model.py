@@ -134,9 +134,5 @@ class BoldModel(nn.Module):
 
 def inputs_of(batch: Batch, device: torch.device) -> dict[str, Tensor | None]:
     """The arguments of `BoldModel.forward` from a loader's batch, on the device."""
-
-    def move(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.to(device, non_blocking=True)
-
-    names = ("q", "gain", "shift", "num_valid", "tr_s")
-    return {name: move(getattr(batch, name)) for name in names}
+    moved = batch.to(device)
+    return {name: getattr(moved, name) for name in ("q", "gain", "shift", "num_valid", "tr_s")}
