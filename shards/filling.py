@@ -112,11 +112,11 @@ class RowReader:
         with self._lock:
             self._stats.num_skipped += 1
             count = self._stats.num_skipped
-        logger.warning("skipped a damaged window (%d of at most %d): %s", count, self._max_skipped, error)
         if count > self._max_skipped:
             raise CorruptShardError(
-                f"{count} damaged windows, allowed {self._max_skipped}; inspect-fmri verify lists them; last: {error}"
+                f"more than {self._max_skipped} damaged windows; inspect-fmri verify lists what is damaged; last: {error}"
             )
+        logger.warning("skipped a damaged window (%d of at most %d): %s", count, self._max_skipped, error)
 
     def _read(self, batch: Batch, row: int, windows: order.Windows, position: int) -> int:
         number = int(self._runs[windows.run[position]])

@@ -141,8 +141,8 @@ class WindowLoader:
         self.steps_per_epoch = order.num_steps(self._num_windows, self.global_batch, drop_last=not self._recipe.tiled)
         if not self.steps_per_epoch:
             raise UsageError(
-                f"{len(self._runs)} runs of at most {self._recipe.num_frames.max()} frames give less than one global batch "
-                f"of {self.global_batch} windows of {self.window_frames} frames; lower --batch_size or --window"
+                f"{len(self._runs)} runs of at most {self._recipe.num_frames.max()} frames give less than one global "
+                f"batch of {self.global_batch} windows of {self.window_frames} frames; lower --batch_size or --window"
             )
         self._positions(0)  # refuses a batch that does not divide
         self._threads, self._look_ahead = threads, look_ahead

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -84,20 +83,23 @@ class ShardSet:
     """
 
     def __init__(self, location: str | Path, cache: CacheConfig | None = None) -> None:
-        self.storage = open_storage(location, cache)
-        self.location = self.storage.location
-        self._cache = cache
-        self.manifest = _read_manifest(self.storage)
-        self.storage.expect({shard.name: shard.num_bytes for shard in self.manifest.shards})
+        storage = open_storage(location, cache)
+        self._arguments: tuple[Any, ...] = (storage.location, cache)
+        manifest = _read_manifest(storage)
+        storage.expect({shard.name: shard.num_bytes for shard in manifest.shards})
+        self._assemble(storage, manifest)
         self.runs = runs_from_tsv(self._table(RUNS).decode(), self._path(RUNS))
         self.mask = self._read_mask()
-        self.num_voxels = self.manifest.num_voxels
-        self.dtype = np.dtype(self.manifest.dtype)
         self._check_runs()
+
+    def _assemble(self, storage: Storage, manifest: Manifest) -> None:
+        self.storage, self.manifest, self.location = storage, manifest, storage.location
+        self.num_voxels = manifest.num_voxels
+        self.dtype = np.dtype(manifest.dtype)
         self._bounds: Recent[NDArray] = Recent(_KEPT_BYTES)
         self._gains: Recent[Gain] = Recent(_KEPT_BYTES)
         self._intensities: Recent[Intensity] = Recent(_KEPT_BYTES)
-        self._even_gain = even_gain(self.manifest.dtype)
+        self._even_gain = even_gain(manifest.dtype)
 
     @property
     def grid(self) -> Grid:
@@ -252,11 +254,8 @@ class ShardSet:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"location": self.location, "cache": self._cache}
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.__init__(state["location"], state["cache"])  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._arguments
 
     @cached_property
     def _participants(self) -> dict[str, list[str]] | None:
