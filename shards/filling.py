@@ -114,7 +114,7 @@ class RowReader:
             count = self._stats.num_skipped
         if count > self._max_skipped:
             raise CorruptShardError(
-                f"more than {self._max_skipped} damaged windows; inspect-fmri verify lists what is damaged; last: {error}"
+                f"more than {self._max_skipped} damaged windows; inspect-fmri verify lists them all; last: {error}"
             )
         logger.warning("skipped a damaged window (%d of at most %d): %s", count, self._max_skipped, error)
 

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from shards.loader import Batch
+
 MIN_STRIDE = 4
 MAX_PATCHES = 12
 
@@ -74,6 +76,49 @@ def crop_of(mask_XYZ: np.ndarray) -> Crop:
     return Crop(origin=_triple(low), box=_triple(box), stride=_triple(stride), patches=_triple(patches))
 
 
+def dense_input(
+    q_BLV: Tensor,
+    gain_BV: Tensor,
+    shift_BV: Tensor | None,
+    level_BV: Tensor | None,
+    spread_BV: Tensor | None,
+    lookup_P: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Stored windows to model input in one pass: gather, dequantise, second channel; P is a place of the dense crop.
+
+    Written for `torch.compile`, which makes one kernel of it: it reads each stored value and each voxel's affine once
+    and writes the input in the model's own precision. Arithmetic is float32 whatever `dtype` is.
+
+    Parameters
+    ----------
+    q_BLV
+        Stored values, any dtype of the format.
+    gain_BV, shift_BV
+        residual = q * gain + shift; no shift where None.
+    level_BV, spread_BV
+        intensity = level + spread * residual, the second channel; one channel where None.
+    lookup_P
+        Voxel of each place, V where there is none.
+    dtype
+        Of the result.
+
+    Returns
+    -------
+    Tensor
+        `[B, L, C, P]`, 0 outside the mask.
+    """
+    inside_P = lookup_P < q_BLV.shape[-1]
+    voxel_P = lookup_P.clamp(max=q_BLV.shape[-1] - 1)
+    residual_BLP = q_BLV[..., voxel_P].float() * gain_BV[:, None, voxel_P]
+    if shift_BV is not None:
+        residual_BLP = residual_BLP + shift_BV[:, None, voxel_P]
+    channels = [residual_BLP]
+    if level_BV is not None and spread_BV is not None:
+        channels.append(level_BV[:, None, voxel_P] + spread_BV[:, None, voxel_P] * residual_BLP)
+    return torch.where(inside_P, torch.stack(channels, 2), 0).to(dtype)
+
+
 class Volume(nn.Module):
     """Lookup tables between the V voxels of a mask and the dense crop around it.
 
@@ -110,6 +155,11 @@ class Volume(nn.Module):
         """
         residual_BLV = q_BLV.float() * gain_BV[:, None]
         return residual_BLV if shift_BV is None else residual_BLV + shift_BV[:, None]
+
+    def input(self, batch: Batch, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Dense input `[B, L, C, X, Y, Z]` of a batch on this module's device: one channel, two if it has intensity."""
+        dense_BLCP = dense_input(batch.q, batch.gain, batch.shift, batch.level, batch.spread, self.lookup, dtype)
+        return dense_BLCP.unflatten(-1, self.crop.shape)
 
     def dense(self, residual_NV: Tensor) -> Tensor:
         """Dense volumes `[N, 1, X, Y, Z]` of masked values `[N, V]`; zero outside the mask."""
