@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -162,16 +163,30 @@ class ShardSet:
         return self._read(entry.shard, entry.bold_offset + start, num_bytes)
 
     def statistics(self, run: int) -> RunStatistics:
-        """Mean, SD and scale of a run's voxels."""
+        """Mean, SD and scale of a run's voxels.
+
+        Raises
+        ------
+        CorruptShardError
+            They differ from what was written; sets made before boldstream stored their hash can only be checked for
+            values that cannot be.
+        """
         entry = self.runs[run]
         size = 4 * self.num_voxels
         step = _BLOCK + size + -size % _BLOCK
-        # mean, std and scale stand, each behind its header, right before the header of .bold
-        start = entry.bold_offset - 3 * step
-        data = self._read(entry.shard, start, 3 * step)
-        arrays = [np.frombuffer(data, "<f4", self.num_voxels, k * step) for k in range(3)]
-        if not all(np.isfinite(array).all() for array in arrays) or (arrays[1] < 0).any() or (arrays[2] < 0).any():
-            raise CorruptShardError(f"{self._path(entry.shard)} ({entry.run_id}): statistics are damaged; restore it")
+        # the JSON, mean, std and scale stand, each behind its header, right before the header of .bold
+        data = self._read(entry.shard, entry.offset, entry.bold_offset - entry.offset)
+        first = len(data) - 3 * step
+        where = f"{self._path(entry.shard)} ({entry.run_id})"
+        if first < 2 * _BLOCK:
+            raise CorruptShardError(f"{where}: no room for its statistics; restore the shard or its runs.tsv")
+        parts = [memoryview(data)[first + k * step :][:size] for k in range(3)]
+        recorded = _recorded_hash(data[_BLOCK : first - _BLOCK])
+        damaged = recorded is not None and recorded != xxh3(b"".join(parts))
+        arrays = [np.frombuffer(part, "<f4") for part in parts]
+        impossible = not all(np.isfinite(array).all() and array.min() >= 0 for array in arrays[1:])
+        if damaged or impossible or not np.isfinite(arrays[0]).all():
+            raise CorruptShardError(f"{where}: its statistics are damaged; restore the shard or ingest again")
         return RunStatistics(mean=arrays[0], std=arrays[1], scale=arrays[2])
 
     def read_signal(self, run: int, start: int, num_frames: int) -> NDArray[np.float32]:
@@ -340,6 +355,15 @@ class ShardSet:
     def _read_intensity(self, run: int) -> tuple[Intensity, int]:
         stats = self.statistics(run)
         return intensity_of(stats.mean, stats.std), 8 * self.num_voxels + _ENTRY_BYTES
+
+
+def _recorded_hash(text: bytes | bytearray) -> str | None:
+    """The hash of the statistics in a run's JSON; None if it is not there (earlier builds) or not to be read."""
+    try:
+        found = json.loads(text.rstrip(b"\0"))["statistics_xxh3"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 def _read_manifest(storage: Storage) -> Manifest:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from shards.chunks import encode_chunks, object_bytes_bound, zarr_metadata
 from shards.errors import OutputError, UsageError
-from shards.format import MANIFEST, MAX_RUN_ID, Grid, Manifest, ShardInfo, valid_run_id
+from shards.format import MANIFEST, MAX_RUN_ID, Grid, Manifest, ShardInfo, valid_run_id, xxh3
 from shards.room import Room
 from shards.values import Encoded
 
@@ -99,6 +99,7 @@ def _write_run(tar: _Tar, run: EncodedRun) -> Place:
     num_frames, num_voxels = encoded.q.shape
     dtype = str(encoded.q.dtype)
     attributes = {"run_id": run.run_id, "tr_s": run.meta["tr_s"]}
+    statistics = {name: getattr(encoded, name).astype("<f4").tobytes() for name in ("mean", "std", "scale")}
     header = {
         "run_id": run.run_id,
         **run.meta,
@@ -108,12 +109,13 @@ def _write_run(tar: _Tar, run: EncodedRun) -> Place:
         "lossless": encoded.lossless,
         "grid_slope": encoded.grid_slope if encoded.lossless else None,
         "grid_inter": encoded.grid_inter if encoded.lossless else None,
+        "statistics_xxh3": xxh3(b"".join(statistics.values())),
         "zarr": zarr_metadata(num_frames, num_voxels, dtype, attributes),
     }
     start = tar.position
     tar.member(f"{run.run_id}.json", json.dumps(header, sort_keys=True, allow_nan=False).encode() + b"\n")
-    for name in ("mean", "std", "scale"):
-        tar.member(f"{run.run_id}.{name}.f32", getattr(encoded, name).astype("<f4").tobytes())
+    for name, data in statistics.items():
+        tar.member(f"{run.run_id}.{name}.f32", data)
     bold = encode_chunks(encoded.q, _room.take(object_bytes_bound(num_frames, num_voxels, encoded.q.itemsize)))
     bold_offset = tar.member(f"{run.run_id}.bold", bold)
     return Place(offset=start, num_bytes=tar.position - start, bold_offset=bold_offset, bold_bytes=len(bold))

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.errors import MismatchError, UsageError
+from shards.errors import ConfigDiffersError, MismatchError, OutputError, UsageError
 from shards.reader import ShardSet
-from shards.splits import Split, load_split, make_split, save_split
+from shards.splits import (
+    Split,
+    check_groups,
+    check_split,
+    fixed_split,
+    load_split,
+    make_split,
+    publish_splits,
+    read_list,
+    read_parts,
+    save_split,
+)
 
 SUBJECTS = [f"{k:03d}" for k in range(120)]
 
@@ -38,8 +52,57 @@ def test_the_order_of_the_table_does_not_matter_and_the_seed_does() -> None:
     assert make_split(SUBJECTS, seed=3).hash != make_split(SUBJECTS, seed=4).hash
 
 
-def test_golden_split() -> None:
+def _drawn(subject: str, salt: str) -> int:
+    return xxhash.xxh3_64_intdigest(f"{salt}{subject}".encode())
+
+
+COHORT = [f"{k:04d}" for k in range(200)]
+FAMILIES = {s: f"fam{_drawn(s, 'f') % 90}" for s in COHORT if _drawn(s, "g") % 5}
+STRATA = {s: ("a", "b", "c")[_drawn(s, "s") % 3] for s in COHORT if _drawn(s, "t") % 10}
+GOLDEN = [
+    ({}, "b54f39b067ada3fade9c8ea85783b9c0"),
+    ({"seed": 7}, "909204a3b04bb580e74eaea7b6688f84"),
+    ({"groups": FAMILIES}, "04af4761137091424788008e2edc77f1"),
+    ({"strata": STRATA}, "4fa41e4cb61794a268513c94f38c6f30"),
+    ({"groups": FAMILIES, "strata": STRATA}, "8574cd3ff9c964a0858bc8f89075f203"),
+    (
+        {"groups": FAMILIES, "strata": STRATA, "fractions": (0.5, 0.0, 0.5), "seed": 123456789012345},
+        "d8accf28bfd94ee2659f526a7f582dd5",
+    ),
+    ({"strata": STRATA, "fractions": (0.6, 0.2, 0.2), "seed": -3}, "c83248fca45f4b58a4dd0f63b933522c"),
+]
+
+
+@pytest.mark.parametrize(("options", "expected"), GOLDEN)
+def test_golden_splits_of_the_first_builds(options: dict[str, Any], expected: str) -> None:
+    assert make_split(COHORT, **options).hash == expected
+
+
+def test_golden_subjects_and_counts() -> None:
     assert make_split(SUBJECTS[:10], fractions=(0.6, 0.2, 0.2), seed=1).test == ("003", "008")
+    assert make_split(COHORT, groups=FAMILIES, strata=STRATA).counts == {
+        "train": {"": 14, "a": 47, "b": 38, "c": 39},
+        "val": {"": 4, "a": 11, "b": 8, "c": 9},
+        "test": {"": 3, "a": 10, "b": 8, "c": 9},
+    }
+
+
+GOLDEN_FILE = """{
+ "hash": "26358852cba6e35933687cb074e797d8",
+ "train": ["0000", "0001", "0002", "0003", "0004", "0009"],
+ "val": ["0005", "0008"],
+ "test": ["0006", "0007"],
+ "rule": {"fractions": [0.6, 0.2, 0.2], "group": "family", "stratify": null},
+ "seed": 1,
+ "counts": {"train": {"": 6}, "val": {"": 2}, "test": {"": 2}}
+}"""
+
+
+def test_golden_file_is_written_and_read() -> None:
+    rule = {"group": "family", "stratify": None}
+    split = make_split(COHORT[:10], fractions=(0.6, 0.2, 0.2), seed=1, rule=rule)
+    assert split.to_json() == json.dumps(json.loads(GOLDEN_FILE), indent=1) + "\n"
+    assert Split.from_json(GOLDEN_FILE, "golden") == split
 
 
 def test_round_trip_and_edits(tmp_path: Path) -> None:
@@ -59,7 +122,7 @@ def test_round_trip_and_edits(tmp_path: Path) -> None:
         load_split(path)
 
 
-@pytest.mark.parametrize("fractions", [(0.5, 0.5, 0.5), (0.0, 0.5, 0.5), (1.2, -0.1, -0.1)])
+@pytest.mark.parametrize("fractions", [(0.5, 0.5, 0.5), (0.0, 0.5, 0.5), (1.2, -0.1, -0.1), (float("nan"), 0.5, 0.5)])
 def test_bad_fractions(fractions: tuple[float, float, float]) -> None:
     with pytest.raises(UsageError, match="sum to 1"):
         make_split(SUBJECTS, fractions=fractions)
@@ -77,3 +140,177 @@ def test_runs_of_a_part(tmp_path: Path, make_shard_set) -> None:
         runs = {part: split.runs(shard_set, part) for part in ("train", "val", "test")}
         assert sorted([*runs["train"], *runs["val"], *runs["test"]]) == [0, 1, 2]
         assert shard_set.runs[runs["test"][0]].subject == split.test[0]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda values: values | {"counts": 3},
+        lambda values: values | {"rule": None},
+        lambda values: values | {"seed": float("inf")},
+        lambda values: values | {"train": 7},
+        lambda values: values["train"],
+    ],
+)
+def test_a_file_of_another_shape_is_no_split(tmp_path: Path, damage: Any) -> None:
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps(damage(json.loads(GOLDEN_FILE))))
+    with pytest.raises(UsageError, match="not a split file"):
+        load_split(path)
+
+
+def test_a_split_is_published_once_and_never_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "split.json"
+    split = make_split(SUBJECTS)
+    assert publish_splits({path: split}) == [path]
+    before = path.stat().st_mtime_ns
+    assert publish_splits({path: split}) == []
+    for other, why in ((make_split(SUBJECTS, seed=1), "another split"), (make_split(SUBJECTS, rule={"a": 1}), "rule")):
+        with pytest.raises(ConfigDiffersError, match=why):
+            publish_splits({tmp_path / "new.json": split, path: other})
+    assert path.stat().st_mtime_ns == before and not (tmp_path / "new.json").exists()
+
+
+def test_a_file_that_is_no_split_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "notes.json").write_text("[1]")
+    with pytest.raises(OutputError, match="nothing was overwritten"):
+        publish_splits({tmp_path / "notes.json": make_split(SUBJECTS)})
+    with pytest.raises(OutputError, match="another folder"):
+        publish_splits({tmp_path / "notes.json" / "split.json": make_split(SUBJECTS)})
+
+
+def _split(train: str, val: str, test: str, **rule: Any) -> Split:
+    parts = {"train": train.split(), "val": val.split(), "test": test.split()}
+    return fixed_split(parts, [name for names in parts.values() for name in names], rule=rule)
+
+
+def test_a_divided_family_is_refused_by_name() -> None:
+    split = _split("00 01", "02", "03 04")
+    check_groups(split, {"00": "a", "01": "a", "03": "b", "04": "b"}, "split.json", "family")
+    with pytest.raises(MismatchError, match=r"divides a of the column family: train has 00; test has 03, 04; relat"):
+        check_groups(split, {"00": "a", "03": "a", "04": "a"}, "split.json", "family")
+    with pytest.raises(MismatchError, match="1 more groups cross"):
+        check_groups(split, {"00": "a", "03": "a", "01": "b", "04": "b"}, "split.json", "family")
+
+
+PARTICIPANTS = "participant_id\tfamily\tmother\nsub-00\tA\tX\nsub-01\tA\tY\nsub-02\tB\tZ\n"
+
+
+@pytest.fixture
+def shard_set(tmp_path: Path, make_shard_set) -> ShardSet:
+    """A set of subjects 00, 01 and 02; the first two are a family."""
+    make_shard_set(tmp_path / "set", participants=PARTICIPANTS)
+    return ShardSet(tmp_path / "set")
+
+
+def test_a_set_with_a_family_column_refuses_a_split_that_divides_one(shard_set: ShardSet) -> None:
+    with pytest.raises(MismatchError, match=r"here: divides A of the column family: train has 00; test has 01"):
+        check_split(_split("00", "02", "01"), shard_set, "here")
+    assert check_split(_split("00 01", "", "02"), shard_set, "here").group == "family"
+
+
+def test_the_column_of_the_rule_is_checked_unless_another_is_asked_for(shard_set: ShardSet) -> None:
+    split = _split("00", "02", "01", group="mother")
+    assert check_split(split, shard_set, "here").group == "mother"
+    with pytest.raises(MismatchError, match="column family"):
+        check_split(split, shard_set, "here", "family")
+    assert check_split(split, shard_set, "here", "none").group is None
+    with pytest.raises(UsageError, match="no column 'father'"):
+        check_split(split, shard_set, "here", "father")
+
+
+def test_a_split_made_without_groups_on_purpose_is_warned_about(shard_set: ShardSet, caplog) -> None:
+    split = _split("00", "02", "01", group=None)
+    check_split(split, shard_set, "here")
+    assert "divides 1 groups of column family" in caplog.text
+    with pytest.raises(MismatchError, match="divides A"):
+        check_split(split, shard_set, "here", "family")
+
+
+def test_a_column_that_the_set_lost_is_said_not_to_be_checked(shard_set: ShardSet, caplog) -> None:
+    assert check_split(_split("00", "02", "01", group="Pedigree_ID"), shard_set, "here").group is None
+    assert "Pedigree_ID, a column that the shard set does not have" in caplog.text
+
+
+def test_subjects_in_no_part_and_absent_ones_are_counted_and_logged(shard_set: ShardSet, caplog) -> None:
+    caplog.set_level("INFO")
+    split = _split("02", "77", "78")
+    fit = check_split(split, shard_set, "here")
+    assert (fit.unused, fit.absent) == (("00", "01"), ("77", "78"))
+    assert "2 subjects of the shard set are in no part: 00, 01" in caplog.text
+    assert split.runs(shard_set, "train") == [2]
+
+
+def test_a_split_of_another_set_is_refused(shard_set: ShardSet) -> None:
+    with pytest.raises(MismatchError, match="none of its 3 subjects"):
+        check_split(_split("77", "78", "79"), shard_set, "here")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "01\nsub-02\n",
+        "\ufeff01\r\nsub-02\r\n",
+        "# HCP\n\nsub-02\n 01 \n02",
+        "participant_id\n02\n01\n",
+        "Subject\n01\n02",
+    ],
+)
+def test_lists_as_people_keep_them(tmp_path: Path, text: str) -> None:
+    (tmp_path / "list.txt").write_bytes(text.encode())
+    assert read_list(tmp_path / "list.txt") == ("01", "02")
+
+
+@pytest.mark.parametrize(("data", "why"), [(b"", "no subject"), (b"01\n02 03\n", "line 2"), (b"\xff\xfe1", "UTF-8")])
+def test_lists_that_cannot_be_read(tmp_path: Path, data: bytes, why: str) -> None:
+    (tmp_path / "list.txt").write_bytes(data)
+    with pytest.raises(UsageError, match=why):
+        read_list(tmp_path / "list.txt")
+    with pytest.raises(UsageError, match="No such file"):
+        read_list(tmp_path / "absent.txt")
+
+
+def test_a_table_of_parts(tmp_path: Path) -> None:
+    path = tmp_path / "parts.tsv"
+    path.write_text("participant_id\tage\tpart\nsub-007\t3\ttrain\n008\t4\ttest\nsub-009\t5\tn/a\n")
+    assert read_parts(path) == {"train": ("007",), "val": (), "test": ("008",)}
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("participant_id\tset\n01\ttrain\n", "no column part"),
+        ("", "no column part and participant_id"),
+        ("participant_id\tpart\n01\tdev\n", "line 2: part 'dev'"),
+        ("participant_id\tpart\n01\ttrain\nsub-01\ttrain\n", "line 3: stands twice: 01"),
+        ("participant_id\tpart\n\ttrain\n", "line 2: no participant_id"),
+    ],
+)
+def test_tables_that_cannot_be_read(tmp_path: Path, text: str, why: str) -> None:
+    path = tmp_path / "parts.tsv"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=why):
+        read_parts(path)
+
+
+def test_fixed_lists_keep_who_they_name_and_leave_the_others_unused() -> None:
+    split = fixed_split({"train": ["01"], "test": ["02"]}, ["01", "02", "03"], strata={"01": ("a", "x")})
+    assert (split.train, split.val, split.test) == (("01",), (), ("02",))
+    assert split.counts == {"train": {"a, x": 1}, "val": {}, "test": {"": 1}}
+
+
+def test_listed_subjects_that_the_set_lacks_are_refused_or_left_out() -> None:
+    lists = {"train": ["01", "77"], "val": [], "test": ["02", "78"]}
+    with pytest.raises(
+        MismatchError, match=r"2 of 4 listed subjects are not in the shard set: 77, 78.*--allow-unknown"
+    ):
+        fixed_split(lists, ["01", "02"])
+    split = fixed_split(lists, ["01", "02"], allow_unknown=True)
+    assert (split.train, split.test, split.rule["unknown_left_out"]) == (("01",), ("02",), 2)
+    with pytest.raises(UsageError, match="train names no subject"):
+        fixed_split({"train": ["77"], "test": ["01"]}, ["01"], allow_unknown=True)
+
+
+def test_a_subject_on_two_lists_is_refused() -> None:
+    with pytest.raises(UsageError, match="lists of train and test, first 01"):
+        fixed_split({"train": ["01", "03"], "val": ["02"], "test": ["01"]}, ["01", "02", "03"])
