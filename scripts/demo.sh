@@ -38,7 +38,7 @@ step ingest-fmri --src cohort --out shards --workers 2 --shard-size 32MB
 
 echo; echo "=== 3. three phases, each from the one before; deepspeed, torchrun and plain python"
 step deepspeed -q --num_accelerators 2 "$root/train.py" --phase 1 --preset tiny --shards shards --out runs/p1 \
-  --split_stratify group --split_fractions 0.6 0.15 0.25
+  --split_stratify group site --split_fractions 0.6 0.15 0.25
 step torchrun --standalone --nproc_per_node 2 "$root/train.py" --phase 2 --preset tiny --shards shards --out runs/p2 --init runs/p1
 step python "$root/train.py" --phase 3 --preset tiny --shards shards --out runs/p3 --init runs/p2 --target group
 

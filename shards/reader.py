@@ -241,6 +241,11 @@ class ShardSet:
 
         return pandas.DataFrame(columns)
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of `participants.tsv` beside the subject; none if the set has no table."""
+        return tuple(name for name in self._participants or () if name != "participant_id")
+
     def phenotype(self, column: str) -> dict[str, str]:
         """A column of participants.tsv: subject label (without `sub-`) to text, missing values left out.
 
@@ -254,8 +259,7 @@ class ShardSet:
         if table is None:
             raise UsageError(f"{path}: the shard set has no participants table; ingest with --participants FILE")
         if column not in table or column == "participant_id":
-            names = ", ".join(name for name in table if name != "participant_id")
-            raise UsageError(f"{path}: no column {column!r}; there are: {names}")
+            raise UsageError(f"{path}: no column {column!r}; there are: {', '.join(self.columns)}")
         pairs = zip(table["participant_id"], table[column], strict=True)
         return {who.removeprefix("sub-"): value for who, value in pairs if value not in MISSING}
 

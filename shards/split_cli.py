@@ -216,7 +216,7 @@ def _splits(config: Make | Folds | LeaveSiteOut | Lists, shard_set: ShardSet) ->
         alone = len(set(subjects) - groups.keys())
         print(f"families: column {group}; {alone} of {len(subjects)} subjects have none and count alone")
     if isinstance(config, Make):
-        return {config.out: splits.balanced_split(subjects, fractions=config.fractions, seed=config.seed, **options)}
+        return {config.out: splits.make_split(subjects, fractions=config.fractions, seed=config.seed, **options)}
     options["val_fraction"] = config.val_fraction
     if isinstance(config, Folds):
         return {

@@ -87,7 +87,8 @@ class ShardUnion(ShardSet):
         UsageError
             No set has the column, or two disagree about a subject.
         """
-        found, complaint = {}, None
+        found: dict[str, str] = {}
+        complaint = None
         for label, opened in zip(self._labels, self._sets, strict=True):
             try:
                 values = opened.phenotype(column)

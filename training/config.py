@@ -100,8 +100,8 @@ class TrainConfig:
     """Seed of the split (default 0)."""
     split_group: str | None = None
     """Column whose groups are never divided; default: a family column if there is one; 'none' for none."""
-    split_stratify: str | None = None
-    """Column whose values are spread evenly over the parts."""
+    split_stratify: tuple[str, ...] | None = None
+    """Columns that are spread evenly over the parts, also in pairs; numbers in quantile bins (age:6 makes six)."""
 
     window: str = "20"
     """Window length in frames (20) or seconds (16s)."""

@@ -10,7 +10,7 @@ from typing import Any
 from shards.errors import MismatchError, UsageError
 from shards.loader import WindowLoader
 from shards.reader import ShardSet
-from shards.splits import Split, load_split, make_split
+from shards.splits import Split, check_split, family_column, load_split, make_split, read_strata
 from training.config import NO_INIT, TrainConfig
 from training.environment import Place
 from training.finetuning import check_subjects
@@ -18,8 +18,6 @@ from training.targets import Target, known_numbers, learn_target
 from training.transfer import Init, open_init
 
 logger = logging.getLogger(__name__)
-
-FAMILY_COLUMNS = ("family", "family_id", "Pedigree_ID", "rel_family_id")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,35 +119,47 @@ def make_loader(
 
 
 def _split(config: TrainConfig, shard_set: ShardSet, init: Init | None) -> Split:
+    """The split of --init, of --split, or a new one; checked against the shard set."""
     if init is not None:
-        if config.split_flags():
-            flag = config.split_flags()[0]
-            raise UsageError(f"{flag}: the split is inherited from --init {init.folder}; leave it out")
-        if config.split is not None and load_split(config.split).hash != init.split.hash:
-            raise MismatchError(
-                f"--split {config.split}: hash {load_split(config.split).hash}, --init {init.folder} was trained with "
-                f"{init.split.hash}; its test subjects may have been seen, leave --split out"
-            )
-        return init.split
-    if config.split is not None:
-        return load_split(config.split)
+        split, where = _inherited(config, init), f"--init {init.folder}"
+    elif config.split is not None:
+        split, where = load_split(config.split), f"--split {config.split}"
+    else:
+        return _new_split(config, shard_set)
+    check_split(split, shard_set, where)
+    return split
+
+
+def _inherited(config: TrainConfig, init: Init) -> Split:
+    if config.split_flags():
+        flag = config.split_flags()[0]
+        raise UsageError(f"{flag}: the split is inherited from --init {init.folder}; leave it out")
+    if config.split is not None and load_split(config.split).hash != init.split.hash:
+        raise MismatchError(
+            f"--split {config.split}: hash {load_split(config.split).hash}, --init {init.folder} was trained with "
+            f"{init.split.hash}; its test subjects may have been seen, leave --split out"
+        )
+    return init.split
+
+
+def _new_split(config: TrainConfig, shard_set: ShardSet) -> Split:
+    subjects = [entry.subject for entry in shard_set.runs]
     group = _group_column(config, shard_set)
-    strata = shard_set.phenotype(config.split_stratify) if config.split_stratify else None
+    strata = read_strata(shard_set, config.split_stratify or (), subjects)
     return make_split(
-        [entry.subject for entry in shard_set.runs],
+        subjects,
         groups=shard_set.phenotype(group) if group else None,
-        strata=strata,
+        strata=strata.values,
         fractions=config.split_fractions or (0.7, 0.15, 0.15),
         seed=config.split_seed or 0,
-        rule={"group": group, "stratify": config.split_stratify},
+        rule={"group": group, "stratify": strata.words},
     )
 
 
 def _group_column(config: TrainConfig, shard_set: ShardSet) -> str | None:
     if config.split_group is not None:
         return None if config.split_group == "none" else config.split_group
-    table = shard_set.participants
-    found = next((name for name in FAMILY_COLUMNS if table is not None and name in table), None)
+    found = family_column(shard_set)
     if found:
         logger.info("split: families are kept together by the column %s; --split_group none to change that", found)
     return found

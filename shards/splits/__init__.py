@@ -4,8 +4,7 @@ The unit is the subject; groups (families) never cross; strata (target, site) ar
 result depends on the subjects' labels and the seed, not on their order in any table.
 """
 
-from shards.splits.assign import make_split
-from shards.splits.designs import balanced_split, fixed_split, leave_each_site_out, leave_sites_out, make_folds
+from shards.splits.designs import fixed_split, leave_each_site_out, leave_sites_out, make_folds, make_split
 from shards.splits.fit import check_groups, check_split, largest_deviation
 from shards.splits.lists import read_list, read_parts
 from shards.splits.split import PARTS, Split, load_split, publish_splits, save_split
@@ -14,7 +13,6 @@ from shards.splits.strata import family_column, quantile_bins, read_strata
 __all__ = [
     "PARTS",
     "Split",
-    "balanced_split",
     "check_groups",
     "check_split",
     "family_column",

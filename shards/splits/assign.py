@@ -1,20 +1,15 @@
-"""Which family goes to which part: pure functions of labels, groups, strata and a seed.
-
-`make_split` is the rule of the first builds and stays as it is, since run folders rely on it: it balances one
-stratum per subject. `divide` balances several columns, singly and in pairs, and any number of parts.
-"""
+"""Which family goes to which part: pure functions of labels, groups, strata and a seed."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
-from typing import Any
 
 import xxhash
 
 from shards.errors import UsageError
-from shards.splits.split import PARTS, Split, compose_split
+from shards.splits.split import PARTS
 
 Label = tuple[tuple[int, str], ...]
 """What a subject counts for: () everyone, ((column, value),) a value, or a pair of values of two columns."""
@@ -22,55 +17,6 @@ Label = tuple[tuple[int, str], ...]
 _PAIR_WEIGHT = 5
 """Against 1 for everyone and for single values: cells of pairs are many and small, and would else be balanced last."""
 _PASSES = 5
-
-
-def make_split(
-    subjects: Iterable[str],
-    *,
-    groups: Mapping[str, str] | None = None,
-    strata: Mapping[str, str] | None = None,
-    fractions: tuple[float, float, float] = (0.7, 0.15, 0.15),
-    seed: int = 0,
-    rule: Mapping[str, Any] | None = None,
-) -> Split:
-    """Divide subjects into train, validation and test.
-
-    Parameters
-    ----------
-    subjects
-        Labels; repeats count once.
-    groups
-        Subject to group (family); a group is never divided. Subjects without one are alone.
-    strata
-        Subject to stratum (target, site); parts get equal proportions as far as groups allow. For more than
-        one column, or many small strata, `balanced_split` keeps the fractions better.
-    fractions
-        Of train, validation, test; they sum to 1.
-    seed
-        Another seed, another split.
-    rule
-        Words to store with it, such as the names of the columns.
-
-    Raises
-    ------
-    UsageError
-        The fractions do not sum to 1, or a part with a positive fraction gets no subject.
-    """
-    check_fractions(fractions)
-    names = sorted(set(subjects))
-    strata = strata or {}
-    units = families(names, groups or {})
-    units.sort(key=lambda family: (-len(family), *_draw(family, seed)))
-    totals = Counter(strata.get(name, "") for name in names)
-    taken: list[Counter[str]] = [Counter() for _ in PARTS]
-    parts: list[list[str]] = [[] for _ in PARTS]
-    for family in units:
-        need = Counter(strata.get(name, "") for name in family)
-        part = _neediest(need, totals, taken, fractions)
-        parts[part] += family
-        taken[part] += need
-    refuse_empty_parts(parts, fractions, len(units))
-    return compose_split(parts, strata, seed=seed, rule={"fractions": list(fractions)} | dict(rule or {}))
 
 
 def divide(
@@ -153,21 +99,6 @@ def refuse_empty_parts(parts: Sequence[Sequence[str]], fractions: Sequence[float
 
 def _draw(family: Sequence[str], seed: int) -> tuple[int, str]:
     return xxhash.xxh3_64_intdigest(family[0].encode(), seed % 2**64), family[0]
-
-
-def _neediest(
-    need: Counter[str], totals: Counter[str], taken: Sequence[Counter[str]], fractions: tuple[float, float, float]
-) -> int:
-    """The part whose share of these strata is furthest below its fraction; ties go to the first."""
-
-    def lack(part: int) -> float:
-        fraction = fractions[part]
-        return sum(
-            count * (fraction - taken[part][stratum] / totals[stratum]) / max(fraction, 1e-9)
-            for stratum, count in need.items()
-        )
-
-    return max((part for part, fraction in enumerate(fractions) if fraction > 0), key=lack)
 
 
 def _labels(values: tuple[str, ...]) -> list[Label]:

@@ -17,7 +17,7 @@ Groups = Mapping[str, str] | None
 Strata = Mapping[str, tuple[str, ...]] | None
 
 
-def balanced_split(
+def make_split(
     subjects: Iterable[str],
     *,
     groups: Groups = None,
@@ -30,8 +30,16 @@ def balanced_split(
 
     Parameters
     ----------
-    subjects, groups, fractions, seed, rule
-        As for `make_split`.
+    subjects
+        Labels; repeats count once.
+    groups
+        Subject to group (family); a group is never divided. Subjects without one are alone.
+    fractions
+        Of train, validation, test; they sum to 1.
+    seed
+        Another seed, another split.
+    rule
+        Words to store with it, such as the names of the columns.
     strata
         Subject to its values, one for each column; balanced are each column and each pair of columns.
 
@@ -63,7 +71,7 @@ def make_folds(
     Parameters
     ----------
     subjects, groups, strata, seed, rule
-        As for `balanced_split`.
+        As for `make_split`.
     num_folds
         K, at least 2.
     val_fraction
@@ -107,7 +115,7 @@ def leave_sites_out(
     Parameters
     ----------
     subjects, groups, strata, seed, rule
-        As for `balanced_split`; groups and strata act on training and validation.
+        As for `make_split`; groups and strata act on training and validation.
     sites
         Subject to site.
     test_sites

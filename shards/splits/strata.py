@@ -108,8 +108,7 @@ def quantile_bins(values: Mapping[str, str], num_bins: int, column: str) -> dict
 
 def family_column(shard_set: ShardSet) -> str | None:
     """The first column of participants.tsv that names families, or None."""
-    table = shard_set.participants
-    return next((name for name in FAMILY_COLUMNS if table is not None and name in table), None)
+    return next((name for name in FAMILY_COLUMNS if name in shard_set.columns), None)
 
 
 def _read_column(shard_set: ShardSet, column: str, subjects: Sequence[str]) -> tuple[str, str, dict[str, str]]:

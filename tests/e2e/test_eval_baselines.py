@@ -27,7 +27,7 @@ def _aurocs(folder: Path, *effects: str) -> dict[str, float]:
     assert ingest(["--src", str(bids), "--out", str(shards), "--workers", "1"]) == 0
     with ShardSet(shards) as shard_set:
         values = GROUP.encode(shard_set.phenotype("group"))
-        strata = {subject: str(value) for subject, value in values.items()}
+        strata = {subject: (str(value),) for subject, value in values.items()}
         families = shard_set.phenotype("family")
         split = make_split(values, groups=families, strata=strata, fractions=(0.5, 0.1, 0.4))
         problem = Problem(

@@ -48,7 +48,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "3",
     )
     run(folder, "ingest-fmri", "--src", "cohort", "--out", "shards", "--workers", "2", "--shard-size", "8MB")
-    split = ["--split_stratify", "group", "--split_fractions", "0.6", "0.15", "0.25"]
+    split = ["--split_stratify", "group", "site", "--split_fractions", "0.6", "0.15", "0.25"]
     run(folder, *LAUNCHERS["deepspeed"], "--phase", "1", "--out", "p1", "--steps", "20", *split, *SMALL)
     run(folder, *LAUNCHERS["torchrun"], "--phase", "2", "--out", "p2", "--init", "p1", "--steps", "12", *SMALL)
     run(folder, *LAUNCHERS["python"], "--phase", "3", "--out", "p3", "--init", "p2", "--target", "group", *SMALL)

@@ -21,12 +21,12 @@ from shards.reader import ShardSet
 from shards.splits import (
     PARTS,
     Split,
-    balanced_split,
     family_column,
     largest_deviation,
     leave_each_site_out,
     leave_sites_out,
     make_folds,
+    make_split,
     quantile_bins,
     read_strata,
 )
@@ -131,7 +131,7 @@ def test_target_and_site_together_repair_what_the_target_alone_leaves() -> None:
         cohort = Cohort(groups, strata)
         only = {name: (target,) for name, (target, _) in strata.items()}
         for how, values in (("target", only), ("both", strata)):
-            split = balanced_split(groups, groups=groups, strata=values, fractions=(0.6, 0.15, 0.25), seed=seed)
+            split = make_split(groups, groups=groups, strata=values, fractions=(0.6, 0.15, 0.25), seed=seed)
             parts = [split.subjects(part) for part in PARTS]
             largest[how].append(np.abs(deviations(parts, (0.6, 0.15, 0.25), cohort, (0, 1))).max())
             auc[how].append(site_baseline_auc(split, cohort))
@@ -150,13 +150,13 @@ def _cohorts() -> st.SearchStrategy[tuple[int, Cohort]]:
 @settings(max_examples=30, deadline=None)
 def test_nobody_twice_no_family_divided_and_the_order_of_the_input_is_nothing(drawn: Any, shuffler: Any) -> None:
     seed, cohort = drawn
-    split = balanced_split(cohort.names, groups=cohort.groups, strata=cohort.strata, seed=seed)
+    split = make_split(cohort.names, groups=cohort.groups, strata=cohort.strata, seed=seed)
     assert sorted([*split.train, *split.val, *split.test]) == sorted(cohort.names)
     assert not crossing_groups(split, cohort.groups)
     mixed = [*cohort.names, *cohort.names[:5]]
     shuffler.shuffle(mixed)
     shuffled = {name: cohort.groups[name] for name in mixed}
-    again = balanced_split(mixed, groups=shuffled, strata={n: cohort.strata[n] for n in mixed}, seed=seed)
+    again = make_split(mixed, groups=shuffled, strata={n: cohort.strata[n] for n in mixed}, seed=seed)
     assert again == split and Split.from_json(split.to_json(), "") == split
 
 
@@ -164,7 +164,7 @@ def test_nobody_twice_no_family_divided_and_the_order_of_the_input_is_nothing(dr
 @settings(max_examples=30, deadline=None)
 def test_fractions_hold_to_within_a_family(drawn: Any, fractions: tuple[float, float, float]) -> None:
     seed, cohort = drawn
-    split = balanced_split(cohort.names, groups=cohort.groups, strata=cohort.strata, fractions=fractions, seed=seed)
+    split = make_split(cohort.names, groups=cohort.groups, strata=cohort.strata, fractions=fractions, seed=seed)
     largest_family = max(2, *Counter(cohort.groups.values()).values())
     for part, fraction in zip(PARTS, fractions, strict=True):
         assert abs(len(split.subjects(part)) - fraction * len(cohort.names)) <= largest_family
@@ -187,7 +187,7 @@ def test_folds_test_everyone_once_and_divide_no_family(drawn: Any, k: int) -> No
 def test_many_small_strata_do_not_spoil_the_fractions() -> None:
     """Where every stratum has three subjects, one by one assignment gave a third to each part."""
     strata = {f"{k:03d}": (f"cell{k // 3}", "ab"[k % 2]) for k in range(120)}
-    split = balanced_split(strata, strata=strata)
+    split = make_split(strata, strata=strata)
     assert [len(split.subjects(part)) for part in PARTS] == [84, 18, 18]
     assert [split.counts["test"].get(f"cell{k}, a", 0) <= 1 for k in range(40)] == [True] * 40
 
@@ -196,7 +196,7 @@ def test_golden_division() -> None:
     """The rule of the balance is a promise like that of `make_split`."""
     groups = {f"{k:03d}": f"family{k // 3 if k % 2 else k}" for k in range(90)}
     strata = {name: ("abc"[k * k % 7 % 3], "xy"[k % 5 % 2]) for k, name in enumerate(groups)}
-    assert balanced_split(groups, groups=groups, strata=strata, seed=5).hash == "5848845ee7c65747495e9c2342ce0e37"
+    assert make_split(groups, groups=groups, strata=strata, seed=5).hash == "5848845ee7c65747495e9c2342ce0e37"
     assert make_folds(groups, 3, groups=groups, strata=strata, seed=5)[1].hash == "a63586566de4f37e9d1a7dff3813124a"
 
 
@@ -221,7 +221,7 @@ def test_too_few_subjects_for_a_part_are_refused() -> None:
     with pytest.raises(UsageError, match="1 subjects in 1 families remain"):
         make_folds("ab", 2, val_fraction=0.5)
     with pytest.raises(UsageError, match="val gets none"):
-        balanced_split("ab")
+        make_split("ab")
 
 
 @given(_cohorts())
