@@ -15,8 +15,8 @@ class ReportConfig:
 
     checkpoint: Path
     """Folder of the phase-3 run (what train.py --out wrote)."""
-    shards: Path
-    """Folder of the shard set that it was trained on."""
+    shards: str
+    """Folder or URL of the shard set that it was trained on."""
     out: Path
     """Folder for report.html, metrics.json and predictions.tsv."""
     atlas: Path | None = None

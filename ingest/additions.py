@@ -27,7 +27,7 @@ from ingest.plan import assign, estimated_bytes, shard_name
 from ingest.record import RunRecord
 from ingest.sizes import plural
 from shards.format import Grid
-from shards.writer import mask_to_nifti
+from shards.mask import mask_to_nifti
 
 HEADER_THREADS = 16
 """Headers are small reads: on a parallel filesystem they wait, not work."""

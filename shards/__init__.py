@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import zarr
 
+    from shards.cache import CacheConfig
 
-def open_zarr(folder: str | Path) -> zarr.Group:
+
+def open_zarr(location: str | Path, cache: CacheConfig | None = None) -> zarr.Group:
     """Open a shard set as a read-only `zarr.Group`; see `shards.zarr_store.open_zarr`."""
     from shards.zarr_store import open_zarr as opened
 
-    return opened(folder)
+    return opened(location, cache)

@@ -119,14 +119,13 @@ def parse_index(table: bytes | bytearray, object_bytes: int, where: str) -> NDAr
     body = table[:-CRC_BYTES]
     if _crc(body) != table[-CRC_BYTES:]:
         raise CorruptShardError(f"{where}: the checksum of the chunk index fails; restore the shard or ingest again")
-    pairs = np.frombuffer(body, "<u8").reshape(-1, 2)
-    ends = pairs.sum(1)
-    expected = np.concatenate([[0], ends[:-1]])
-    if not np.array_equal(pairs[:, 0], expected) or int(ends[-1]) != object_bytes - len(table):
+    offsets, sizes = np.frombuffer(body, "<u8").reshape(-1, 2).T
+    if sizes.min() <= CRC_BYTES or sizes.max() > object_bytes:  # so that no sum can wrap around
+        raise CorruptShardError(f"{where}: an inner chunk is empty or absent; restore the shard or ingest again")
+    bounds = np.concatenate([[0], np.cumsum(sizes.astype(np.int64))])
+    if not np.array_equal(offsets, bounds[:-1].astype(np.uint64)) or int(bounds[-1]) != object_bytes - len(table):
         raise CorruptShardError(f"{where}: inner chunks are not contiguous; restore the shard or ingest again")
-    if pairs[:, 1].min() <= CRC_BYTES:
-        raise CorruptShardError(f"{where}: an inner chunk is empty; restore the shard or ingest again")
-    return np.concatenate([expected, ends[-1:]]).astype(np.int64)
+    return bounds
 
 
 def decode_chunk(stored: memoryview, out: NDArray, where: str) -> None:

@@ -15,7 +15,7 @@ T = TypeVar("T")
 _FRAME = re.compile(r"\x1b\[[0-9;]*m|[─━│┃╭╮╰╯┌┐└┘]+|-{10,}|^[|+]|[|+]$")
 """Drawn with lines, or with ASCII where the terminal knows no other."""
 _DESCRIPTION_INDENT = 6
-"""In the box, flags stand behind up to five blanks, and what they mean behind more."""
+"""In the box, flags stand up to five columns behind the sentence they belong to, and what they mean further right."""
 _HEADINGS = ("Missing from", "Unrecognized options", "Perhaps you meant")
 _LEFT_OUT = ("For full helptext", "Argument helptext")
 
@@ -59,8 +59,13 @@ def _one_line(box: str) -> str:
 
 
 def _sentence(block: list[str]) -> str:
-    kept = [line for line in block if len(line) - len(line.lstrip()) < _DESCRIPTION_INDENT]
+    first = _indent(block[0])
+    kept = [line for line in block if _indent(line) - first < _DESCRIPTION_INDENT]
     texts = [text for line in kept if not (text := line.strip()).startswith(_LEFT_OUT)]
     head, *flags = texts
     text = f"{head} {', '.join(flags)}" if head.endswith(":") and head.startswith(_HEADINGS) else " ".join(texts)
     return text[0].lower() + text[1:].removesuffix(".").rstrip()
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())

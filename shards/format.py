@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
-from urllib.parse import quote, unquote
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from shards import cells, strict
 from shards.errors import CorruptShardError, FormatVersionError
 
 FORMAT_NAME = "boldstream-shards"
@@ -33,6 +32,15 @@ MIN_CHUNK_BYTES = 128 * 1024
 MAX_RUN_ID = 90  # a ustar name holds 100 bytes; the longest member suffix is `.scale.f32`
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 
+MAX_FRAMES = 2**24  # of a run; bounds the memory of its index
+MAX_AXIS = 32767  # what a NIfTI-1 header can hold
+MAX_GRID = 2**27  # 512 x 512 x 512; bounds the memory of the mask
+BLOCK = 512
+"""Bytes of a tar block."""
+
+HASH = re.compile(r"[0-9a-f]{32}")
+_LABEL = re.compile(r"[A-Za-z0-9_-]{1,200}")
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_-]{1,200}-[0-9]{6}\.tar")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _ENTITY_ORDER = ("subject", "session", "task", "acq", "ce", "rec", "dir", "run", "echo", "space", "res", "desc")
 _ENTITY_KEYS = {"subject": "sub", "session": "ses"}
@@ -195,53 +203,117 @@ class Manifest:
         CorruptShardError
             The text is not what a writer of this version makes.
         """
-        if len(text) > MAX_MANIFEST_BYTES:
-            raise CorruptShardError(f"{where}: {len(text)} bytes, allowed {MAX_MANIFEST_BYTES}; not a manifest")
         try:
-            values = json.loads(text)
-            found = (values.pop("format"), values.pop("version"))
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+            values = strict.load_json(text, MAX_MANIFEST_BYTES)
+            found = [strict.item(values, "format"), strict.item(values, "version")]
+        except ValueError as error:
             raise CorruptShardError(
-                f"{where}: not a boldstream manifest ({type(error).__name__}: {error}); ingest again or restore it"
+                f"{where}: not a boldstream manifest ({error}); ingest again or restore it"
             ) from None
-        if found != (FORMAT_NAME, FORMAT_VERSION):
+        if found != [FORMAT_NAME, FORMAT_VERSION] or type(found[1]) is not int:
             raise FormatVersionError(
-                f"{where}: format {found[0]!r} version {found[1]!r}, this reader knows {FORMAT_NAME!r} version "
-                f"{FORMAT_VERSION}; update boldstream or ingest again"
+                f"{where}: format {strict.shown(found[0])} version {strict.shown(found[1])}, this reader knows "
+                f"{FORMAT_NAME!r} version {FORMAT_VERSION}; update boldstream or ingest again"
             )
         try:
             manifest = cls._from_values(values)
-            recorded = values["set_hash"]
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise CorruptShardError(f"{where}: damaged ({type(error).__name__}: {error}); restore it") from None
-        if recorded != manifest.set_hash:
-            raise CorruptShardError(f"{where}: set_hash {recorded} does not fit its content; restore the file")
+            _check_hashes(values, manifest)
+        except ValueError as error:
+            raise CorruptShardError(f"{where}: damaged ({error}); restore it") from None
         return manifest
 
     @classmethod
     def _from_values(cls, values: dict[str, Any]) -> Manifest:
-        grid = Grid(
-            shape=_shape(values["grid"]["shape"]),
-            affine=tuple(tuple(float(x) for x in row) for row in values["grid"]["affine"]),
+        grid = _grid(strict.is_a(strict.item(values, "grid"), dict, "grid"))
+        name = strict.matching(strict.item(values, "name"), _LABEL, "name")
+        if strict.item(values, "dtype") not in DTYPES:
+            raise ValueError(f"dtype is {strict.shown(values['dtype'])}, allowed are {', '.join(DTYPES)}")
+        listed = strict.is_a(strict.item(values, "shards"), list, "shards")
+        shards = tuple(_shard(shard, name) for shard in listed)
+        if len({shard.name for shard in shards}) < len(shards):
+            raise ValueError("a shard is listed twice")
+        num_runs = strict.integer(strict.item(values, "num_runs"), "num_runs")
+        if sum(shard.num_runs for shard in shards) != num_runs:
+            raise ValueError(f"num_runs is {num_runs}, the shards hold {sum(shard.num_runs for shard in shards)}")
+        size = math.prod(grid.shape)
+        words = {key: strict.is_a(strict.item(values, key), dict, key) for key in ("codec", "cleaning", "config")}
+        return cls(
+            name=name,
+            dtype=values["dtype"],
+            grid=grid,
+            num_voxels=strict.integer(strict.item(values, "num_voxels"), "num_voxels", 1, size),
+            mask_hash=strict.matching(strict.item(values, "mask_hash"), HASH, "mask_hash"),
+            mask_source=strict.is_a(strict.item(values, "mask_source"), str, "mask_source"),
+            config_hash=strict.matching(strict.item(values, "config_hash"), HASH, "config_hash"),
+            shards=shards,
+            num_runs=num_runs,
+            num_subjects=strict.integer(strict.item(values, "num_subjects"), "num_subjects", 0, num_runs),
+            num_frames=strict.integer(strict.item(values, "num_frames"), "num_frames", num_runs),
+            tables=_tables(strict.item(values, "tables")),
+            software=_software(strict.item(values, "software")),
+            **words,
         )
-        if values["dtype"] not in DTYPES or len(grid.affine) != 4 or any(len(row) != 4 for row in grid.affine):
-            raise ValueError("dtype or affine out of range")
-        if not 0 < int(values["num_voxels"]) <= math.prod(grid.shape):
-            raise ValueError(f"num_voxels {values['num_voxels']} on a grid of {grid.shape}")
-        shards = tuple(ShardInfo(**shard) for shard in values["shards"])
-        if any("/" in shard.name or not shard.name.endswith(".tar") for shard in shards):
-            raise ValueError("a shard's name is a plain file name ending in .tar")
-        known = {field.name for field in fields(cls)} - {"grid", "shards"}
-        return cls(grid=grid, shards=shards, **{key: values[key] for key in known})
 
 
-def _shape(values: Iterable[int]) -> tuple[int, int, int]:
-    x, y, z = (int(v) for v in values)
-    if min(x, y, z) < 1:
-        raise ValueError(f"grid shape {(x, y, z)}")
-    return (x, y, z)
+def manifest_hash(values: Mapping[str, Any]) -> str:
+    """Hash of a manifest's whole content, without the key `manifest_hash` itself: XXH3-128 of the canonical JSON."""
+    return xxh3(canonical_json({key: value for key, value in values.items() if key != "manifest_hash"}).encode())
 
 
+def _check_hashes(values: dict[str, Any], manifest: Manifest) -> None:
+    expected = {"set_hash": manifest.set_hash, "config_hash": config_hash(manifest.config)}
+    if "manifest_hash" in values:
+        expected["manifest_hash"] = manifest_hash(values)
+    for key, value in expected.items():
+        if strict.item(values, key) != value:
+            raise ValueError(f"{key} {strict.shown(values[key])} does not fit its content")
+
+
+def _grid(values: dict[str, Any]) -> Grid:
+    shape = strict.is_a(strict.item(values, "shape"), list, "grid shape")
+    rows = strict.is_a(strict.item(values, "affine"), list, "affine")
+    if len(shape) != 3 or len(rows) != 4 or any(type(row) is not list or len(row) != 4 for row in rows):
+        raise ValueError("grid shape or affine is not of three, or four by four numbers")
+    x, y, z = (strict.integer(size, "grid shape", 1, MAX_AXIS) for size in shape)
+    if x * y * z > MAX_GRID:
+        raise ValueError(f"a grid of {x * y * z} positions, allowed {MAX_GRID}")
+    affine = tuple(tuple(strict.number(cell, "affine") for cell in row) for row in rows)
+    return Grid(shape=(x, y, z), affine=affine)
+
+
+def _shard(values: object, set_name: str) -> ShardInfo:
+    shard = strict.is_a(values, dict, "a shard")
+    if set(shard) != {"name", "num_bytes", "xxh3", "num_runs"}:
+        raise ValueError(f"a shard has the keys {strict.shown(sorted(shard))}")
+    name = strict.matching(shard["name"], _SHARD_NAME, "name of a shard")
+    if name[:-11] != set_name:
+        raise ValueError(f"shard {strict.shown(name)} in a set called {strict.shown(set_name)}")
+    num_bytes = strict.integer(shard["num_bytes"], f"num_bytes of {name}", 2 * BLOCK)
+    if num_bytes % BLOCK:
+        raise ValueError(f"{name} has {num_bytes} bytes, not a multiple of {BLOCK}")
+    num_runs = strict.integer(shard["num_runs"], f"num_runs of {name}")
+    return ShardInfo(
+        name=name, num_bytes=num_bytes, xxh3=strict.matching(shard["xxh3"], HASH, f"xxh3 of {name}"), num_runs=num_runs
+    )
+
+
+def _tables(values: object) -> dict[str, str]:
+    tables: dict[str, str] = strict.is_a(values, dict, "tables")
+    if not {MASK, RUNS} <= tables.keys() <= {MASK, RUNS, PARTICIPANTS}:
+        raise ValueError(f"tables are {strict.shown(sorted(tables))}, expected {MASK}, {RUNS} and maybe {PARTICIPANTS}")
+    for name, digest in tables.items():
+        strict.matching(digest, HASH, f"hash of {name}")
+    return tables
+
+
+def _software(values: object) -> dict[str, str]:
+    software: dict[str, str] = strict.is_a(values, dict, "software")
+    for name, version in software.items():
+        strict.is_a(version, str, f"version of {strict.shown(name)}")
+    return software
+
+
+_ROWS_AT_ONCE = 256
 _COLUMNS = {field.name: field.type for field in fields(RunEntry)}
 
 
@@ -249,53 +321,76 @@ def runs_to_tsv(entries: Iterable[RunEntry]) -> str:
     """Return the text of `runs.tsv`; rows in order of `run_id`."""
     lines = ["\t".join(_COLUMNS)]
     for entry in sorted(entries, key=lambda entry: entry.run_id):
-        lines.append("\t".join(_to_cell(getattr(entry, name)) for name in _COLUMNS))
+        lines.append("\t".join(cells.to_cell(getattr(entry, name)) for name in _COLUMNS))
     return "\n".join(lines) + "\n"
 
 
-def runs_from_tsv(text: str, where: str) -> tuple[RunEntry, ...]:
-    """Parse `runs.tsv`; raises `CorruptShardError` naming the line."""
-    lines = text.split("\n")
+def runs_from_tsv(text: str | bytes, where: str) -> tuple[RunEntry, ...]:
+    """Parse `runs.tsv`; each row is checked by itself (`shards.tables.check_runs` checks them together).
+
+    Raises
+    ------
+    CorruptShardError
+        With the line, unless it is not text at all.
+    """
+    try:
+        lines = (text.decode("ascii") if isinstance(text, bytes) else text).split("\n")
+    except UnicodeDecodeError as error:
+        raise CorruptShardError(f"{where}: byte {error.start} is not ASCII; restore the file") from None
     if lines[0] != "\t".join(_COLUMNS) or lines[-1] != "":
         raise CorruptShardError(f"{where}: header or end of the table is damaged; restore the file")
-    entries = []
-    for number, line in enumerate(lines[1:-1], start=2):
-        cells = line.split("\t")
-        try:
-            values = {name: _from_cell(cell, kind) for (name, kind), cell in zip(_COLUMNS.items(), cells, strict=True)}
-            entry = RunEntry(**values)  # type: ignore[arg-type]
-            _check_entry(entry)
-        except ValueError as error:
-            raise CorruptShardError(f"{where}, line {number}: {error}; restore the file") from None
-        entries.append(entry)
+    entries: list[RunEntry] = []
+    last = ""
+    for first in range(1, len(lines) - 1, _ROWS_AT_ONCE):
+        block = _parse_rows(lines[first : min(first + _ROWS_AT_ONCE, len(lines) - 1)], where, first + 1)
+        for number, entry in enumerate(block, start=first + 1):
+            try:
+                _check_entry(entry, last)
+            except ValueError as error:
+                raise CorruptShardError(f"{where}, line {number}: {error}; restore the file") from None
+            last = entry.run_id
+        entries += block
     return tuple(entries)
 
 
-def _check_entry(entry: RunEntry) -> None:
-    if not valid_run_id(entry.run_id) or "/" in entry.shard:
-        raise ValueError(f"run_id {entry.run_id!r} or shard {entry.shard!r} is not a plain name")
-    if entry.num_frames < 1 or not 0 < entry.tr_s < math.inf:
-        raise ValueError(f"num_frames {entry.num_frames}, tr_s {entry.tr_s}")
-    inside = 0 <= entry.offset < entry.bold_offset and entry.bold_bytes > 0
-    if not inside or entry.bold_offset + entry.bold_bytes > entry.offset + entry.num_bytes:
+def _parse_rows(lines: list[str], where: str, first: int) -> list[RunEntry]:
+    """Parse some lines column by column, which is faster than row by row as long as they stay in the cache."""
+    width = len(_COLUMNS)
+    for number, line in enumerate(lines, start=first):
+        if line.count("\t") != width - 1:
+            raise CorruptShardError(f"{where}, line {number}: not {width} cells; restore the file")
+    row_cells = "\t".join(lines).split("\t")
+    columns = []
+    for position, (name, kind) in enumerate(_COLUMNS.items()):
+        try:
+            columns.append(_READ[str(kind)](row_cells[position::width]))
+        except cells.CellError as error:
+            raise CorruptShardError(f"{where}, line {first + error.row}: {name} is {error}; restore the file") from None
+    return [RunEntry(**dict(zip(_COLUMNS, row, strict=True))) for row in zip(*columns, strict=True)]
+
+
+def _check_entry(entry: RunEntry, last: str) -> None:
+    if not valid_run_id(entry.run_id) or entry.run_id <= last:
+        raise ValueError(f"run_id {strict.shown(entry.run_id)} is not valid, or not after {strict.shown(last)}")
+    labels = (entry.session, entry.task, entry.run)
+    if _LABEL.fullmatch(entry.subject) is None or _LABEL.fullmatch("".join(("x", *labels))) is None:
+        raise ValueError(f"subject {strict.shown(entry.subject)} or one of {strict.shown(labels)} is not a label")
+    if _SHARD_NAME.fullmatch(entry.shard) is None or (entry.source_xxh3 and not HASH.fullmatch(entry.source_xxh3)):
+        raise ValueError(f"shard {strict.shown(entry.shard)} or source_xxh3 {strict.shown(entry.source_xxh3)}")
+    if not 1 <= entry.num_frames <= MAX_FRAMES or not entry.tr_s > 0:
+        raise ValueError(f"num_frames {entry.num_frames} (allowed: 1 to {MAX_FRAMES}), tr_s {entry.tr_s}")
+    if entry.lossless and not (entry.grid_slope > 0 and math.isfinite(entry.grid_inter)):
+        raise ValueError(f"lossless with grid_slope {entry.grid_slope}, grid_inter {entry.grid_inter}")
+    if (entry.offset | entry.num_bytes | entry.bold_offset) % BLOCK or entry.offset >= entry.bold_offset:
+        raise ValueError("its members do not lie in blocks of 512 bytes")
+    end = entry.bold_offset + entry.bold_bytes
+    if not entry.bold_bytes or end + -end % BLOCK != entry.offset + entry.num_bytes:
         raise ValueError("member offsets lie outside the sample")
 
 
-def _to_cell(value: str | int | float | bool) -> str:
-    if isinstance(value, bool):
-        return "1" if value else "0"
-    if isinstance(value, float):
-        return "n/a" if math.isnan(value) else repr(value)
-    return quote(os.fsencode(value), safe=" /:;,.!@#$^&*()[]{}+=~'\"|<>?`\\") if isinstance(value, str) else str(value)
-
-
-def _from_cell(cell: str, kind: Any) -> str | int | float | bool:
-    if kind == "bool":
-        if cell not in ("0", "1"):
-            raise ValueError(f"{cell!r} is not 0 or 1")
-        return cell == "1"
-    if kind == "int":
-        return int(cell)
-    if kind == "float":
-        return math.nan if cell == "n/a" else float(cell)
-    return unquote(cell, errors="surrogateescape")
+_READ: dict[str, Callable[[Sequence[str]], Sequence[Any]]] = {
+    "str": cells.texts,
+    "int": cells.integers,
+    "float": cells.numbers,
+    "bool": cells.flags,
+}

@@ -25,7 +25,8 @@ from shards.format import (
     runs_to_tsv,
     xxh3,
 )
-from shards.writer import EncodedRun, Place, mask_to_nifti, write_atomic, write_manifest
+from shards.mask import mask_to_nifti
+from shards.writer import EncodedRun, Place, write_atomic, write_manifest
 
 _UNKNOWN = {"str": "", "int": 0, "float": math.nan, "bool": False}
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
 from shards import chunks, values
 from shards.affine import Gain, Intensity, even_gain, gain_of, intensity_of
 from shards.decoding import decode_window
-from shards.errors import CorruptShardError, ShardError, UsageError
+from shards.errors import CorruptShardError, UsageError
 from shards.format import (
+    BLOCK,
     MANIFEST,
     MASK,
     PARTICIPANTS,
@@ -26,13 +23,15 @@ from shards.format import (
     Grid,
     Manifest,
     frames_per_chunk,
-    mask_identity,
     runs_from_tsv,
     xxh3,
 )
+from shards.mask import read_mask
 from shards.recent import Recent
 from shards.room import Room
+from shards.sample import parse_meta, parse_statistics
 from shards.storage import Storage, open_storage
+from shards.tables import check_runs, participants_from_tsv
 
 if TYPE_CHECKING:
     import pandas
@@ -42,8 +41,6 @@ if TYPE_CHECKING:
 MISSING = frozenset({"", "n/a", "N/A", "NA", "nan", "NaN"})
 _KEPT_BYTES = 256 * 1024**2  # of chunk indices: about 50,000 runs of 1,200 frames; of gains and of intensities as well
 _ENTRY_BYTES = 200  # what a kept value costs beside its own bytes
-_BLOCK = 512
-
 _stored, _frames = Room(), Room()
 
 
@@ -85,13 +82,15 @@ class ShardSet:
 
     def __init__(self, location: str | Path, cache: CacheConfig | None = None) -> None:
         storage = open_storage(location, cache)
-        self._arguments: tuple[Any, ...] = (storage.location, cache)
+        self._arguments: tuple[Any, ...] = (str(location), cache)
         manifest = _read_manifest(storage)
         storage.expect({shard.name: shard.num_bytes for shard in manifest.shards})
         self._assemble(storage, manifest)
-        self.runs = runs_from_tsv(self._table(RUNS).decode(), self._path(RUNS))
-        self.mask = self._read_mask()
-        self._check_runs()
+        self.runs = runs_from_tsv(self._table(RUNS), self._path(RUNS))
+        self.mask = read_mask(
+            self._table(MASK), manifest.grid, manifest.num_voxels, manifest.mask_hash, self._path(MASK)
+        )
+        check_runs(self.runs, manifest, self._path(RUNS))
 
     def _assemble(self, storage: Storage, manifest: Manifest) -> None:
         self.storage, self.manifest, self.location = storage, manifest, storage.location
@@ -172,22 +171,33 @@ class ShardSet:
             values that cannot be.
         """
         entry = self.runs[run]
-        size = 4 * self.num_voxels
-        step = _BLOCK + size + -size % _BLOCK
         # the JSON, mean, std and scale stand, each behind its header, right before the header of .bold
         data = self._read(entry.shard, entry.offset, entry.bold_offset - entry.offset)
+        step = self._statistic_step
         first = len(data) - 3 * step
-        where = f"{self._path(entry.shard)} ({entry.run_id})"
-        if first < 2 * _BLOCK:
-            raise CorruptShardError(f"{where}: no room for its statistics; restore the shard or its runs.tsv")
-        parts = [memoryview(data)[first + k * step :][:size] for k in range(3)]
-        recorded = _recorded_hash(data[_BLOCK : first - _BLOCK])
-        damaged = recorded is not None and recorded != xxh3(b"".join(parts))
-        arrays = [np.frombuffer(part, "<f4") for part in parts]
-        impossible = not all(np.isfinite(array).all() and array.min() >= 0 for array in arrays[1:])
-        if damaged or impossible or not np.isfinite(arrays[0]).all():
-            raise CorruptShardError(f"{where}: its statistics are damaged; restore the shard or ingest again")
-        return RunStatistics(mean=arrays[0], std=arrays[1], scale=arrays[2])
+        parts = [bytes(data[first + k * step :][: 4 * self.num_voxels]) for k in range(3)]
+        try:
+            meta = parse_meta(bytes(data[BLOCK : first - BLOCK]).rstrip(b"\0"))
+            mean, std, scale = parse_statistics(meta, parts, self.num_voxels)
+        except ValueError as error:
+            raise self._damaged(run, error) from None
+        return RunStatistics(mean=mean, std=std, scale=scale)
+
+    def meta(self, run: int) -> dict[str, Any]:
+        """What the run's JSON tells: entities, TR, source, quality and more.
+
+        Raises
+        ------
+        CorruptShardError
+            It cannot be read.
+        """
+        entry = self.runs[run]
+        end = entry.bold_offset - 3 * self._statistic_step - BLOCK
+        data = self._read(entry.shard, entry.offset + BLOCK, end - entry.offset - BLOCK)
+        try:
+            return parse_meta(bytes(data).rstrip(b"\0"))
+        except ValueError as error:
+            raise self._damaged(run, error) from None
 
     def read_signal(self, run: int, start: int, num_frames: int) -> NDArray[np.float32]:
         """The signal of some frames in the source's units, (time, voxel) float32."""
@@ -280,12 +290,18 @@ class ShardSet:
     def _participants(self) -> dict[str, list[str]] | None:
         if PARTICIPANTS not in self.manifest.tables:
             return None
-        lines = self._table(PARTICIPANTS).decode("utf-8-sig").splitlines()
-        rows = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
-        header = rows[0] if rows else []
-        if "participant_id" not in header or any(len(row) != len(header) for row in rows):
-            raise ShardError(f"{self._path(PARTICIPANTS)}: not a BIDS participants table; ingest again")
-        return {name: [row[k] for row in rows[1:]] for k, name in enumerate(header)}
+        return participants_from_tsv(self._table(PARTICIPANTS), self._path(PARTICIPANTS))
+
+    @property
+    def _statistic_step(self) -> int:
+        """Bytes from one statistic to the next: header, data, padding."""
+        size = 4 * self.num_voxels
+        return BLOCK + size + -size % BLOCK
+
+    def _damaged(self, run: int, error: ValueError) -> CorruptShardError:
+        entry = self.runs[run]
+        where = f"{self._path(entry.shard)} ({entry.run_id})"
+        return CorruptShardError(f"{where}: {error}; restore the shard or ingest again")
 
     def _path(self, name: str) -> str:
         return f"{self.location}/{name}"
@@ -307,27 +323,6 @@ class ShardSet:
                 "else restore the file"
             )
         return data
-
-    def _read_mask(self) -> NDArray[np.bool_]:
-        image = nibabel.Nifti1Image.from_bytes(gzip.decompress(self._table(MASK)))
-        mask = np.ascontiguousarray(np.asanyarray(image.dataobj) != 0)
-        expected = self.manifest
-        if mask.shape != expected.grid.shape or int(mask.sum()) != expected.num_voxels:
-            raise CorruptShardError(f"{self._path(MASK)}: does not fit the manifest's grid; restore the file")
-        if mask_identity(mask, expected.grid) != expected.mask_hash:
-            raise CorruptShardError(f"{self._path(MASK)}: not the mask that the shards were made with; restore it")
-        return mask
-
-    def _check_runs(self) -> None:
-        sizes = {shard.name: shard.num_bytes for shard in self.manifest.shards}
-        where = self._path(RUNS)
-        if len(self.runs) != self.manifest.num_runs:
-            raise CorruptShardError(f"{where}: {len(self.runs)} runs, the manifest says {self.manifest.num_runs}")
-        for entry in self.runs:
-            if entry.offset + entry.num_bytes > sizes.get(entry.shard, 0):
-                raise CorruptShardError(
-                    f"{where}: {entry.run_id} lies outside its shard {entry.shard}; restore the file"
-                )
 
     def _checked(self, out: NDArray | None, num_frames: int) -> NDArray:
         shape = (num_frames, self.num_voxels)
@@ -359,15 +354,6 @@ class ShardSet:
     def _read_intensity(self, run: int) -> tuple[Intensity, int]:
         stats = self.statistics(run)
         return intensity_of(stats.mean, stats.std), 8 * self.num_voxels + _ENTRY_BYTES
-
-
-def _recorded_hash(text: bytes | bytearray) -> str | None:
-    """The hash of the statistics in a run's JSON; None if it is not there (earlier builds) or not to be read."""
-    try:
-        found = json.loads(text.rstrip(b"\0"))["statistics_xxh3"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return found if isinstance(found, str) else None
 
 
 def _read_manifest(storage: Storage) -> Manifest:

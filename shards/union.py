@@ -58,7 +58,7 @@ class ShardUnion(ShardSet):
         if not locations:
             raise UsageError("no shard sets given; name at least one folder")
         self._sets = [ShardSet(location, cache) for location in locations]
-        self._arguments = (tuple(opened.location for opened in self._sets), cache, subjects)
+        self._arguments = (tuple(map(str, locations)), cache, subjects)
         self._subjects = subjects
         for other in self._sets[1:]:
             _check_pair(self._sets[0], other)

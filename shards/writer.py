@@ -15,18 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import nibabel
-import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
 from shards.chunks import encode_chunks, object_bytes_bound, zarr_metadata
 from shards.errors import OutputError, UsageError
-from shards.format import MANIFEST, MAX_RUN_ID, Grid, Manifest, ShardInfo, valid_run_id, xxh3
+from shards.format import BLOCK, MANIFEST, MAX_RUN_ID, Manifest, ShardInfo, valid_run_id, xxh3
 from shards.room import Room
 from shards.values import Encoded
 
-BLOCK = 512
 _room = Room()
 TEMPORARY = ".partial-"
 """Prefix of the temporary files of this writer; one that outlives its process may be removed."""
@@ -174,15 +170,6 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Publish a shard set: after this it exists for readers."""
     write_atomic(folder / MANIFEST, manifest.to_json())
-
-
-def mask_to_nifti(mask: NDArray[np.bool_], grid: Grid) -> bytes:
-    """The bytes of `mask.nii.gz`: uint8, deterministic (no name, no time)."""
-    import gzip
-
-    image = nibabel.Nifti1Image(mask.astype(np.uint8), np.asarray(grid.affine))
-    image.header.set_xyzt_units("mm")
-    return gzip.compress(image.to_bytes(), compresslevel=6, mtime=0)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -21,7 +21,7 @@ NO_INIT = "none"
 # Flags that may change between a run and its continuation: they do not touch the results.
 FREE_ON_RESUME = frozenset(
     {"shards", "out", "init", "split", "resume", "threads", "log_every", "save_every", "keep_checkpoints"}
-    | {"deepspeed_config", "local_rank"}
+    | {"deepspeed_config", "local_rank", "cache", "cache_gb", "on_bad_data"}
 )
 
 
@@ -76,8 +76,8 @@ class TrainConfig:
 
     phase: Literal[1, 2, 3]
     """Phase to train."""
-    shards: Path
-    """Folder of the shard set."""
+    shards: tuple[str, ...]
+    """Folder or URL of the shard set; several with the same grid and mask are mixed."""
     out: Path
     """Run folder to write: configuration, split, log, checkpoints, weights."""
     init: str | None = None
@@ -175,6 +175,18 @@ class TrainConfig:
     """Checkpoints to keep."""
     resume: Literal["auto", "no"] = "auto"
     """'auto' continues a run that its own folder holds; 'no' refuses a folder that holds one."""
+    sample_by: Literal["window", "run", "subject"] = "window"
+    """What is drawn equally often: each window, each run, or each subject."""
+    shard_weights: tuple[float, ...] | None = None
+    """Several shard sets: how often each is drawn, such as 1 3 (default: by how much they hold)."""
+    subjects: Literal["shared", "distinct"] = "shared"
+    """Several shard sets: whether a subject's label means the same person in all of them."""
+    on_bad_data: Literal["raise", "skip"] = "raise"
+    """'skip' takes another window in place of a damaged one, logs it, and stops after 100 of them."""
+    cache: Path | None = None
+    """Folder on a fast disk of this node that keeps what was read from slow or remote shards."""
+    cache_gb: float = 100.0
+    """Bound of that cache."""
     threads: int = 2
     """Threads that read and decode windows."""
     deepspeed_config: Path | None = None
@@ -193,6 +205,8 @@ class TrainConfig:
             raise UsageError(f"--phase {self.phase} needs --init DIR, the run of the phase before, or --init none")
         if self.steps is not None and self.epochs is not None:
             raise UsageError(f"--steps {self.steps} and --epochs {self.epochs} exclude each other; give one")
+        if self.shard_weights is not None and len(self.shard_weights) != len(self.shards):
+            raise UsageError(f"--shard_weights: {len(self.shard_weights)} for {len(self.shards)} shard sets; one each")
         if self.split is not None and self.split_flags():
             raise UsageError(f"--split {self.split} and {self.split_flags()[0]} exclude each other; give one")
         self._check_numbers()
@@ -205,7 +219,7 @@ class TrainConfig:
             if value is not None and value < 1:
                 raise UsageError(f"--{name} {value}: must be at least 1")
         lowest = ("steps", "epochs", "lr", "weight_decay", "clip", "active_weight", "contrast_weight", "pca_frames")
-        for name in (*lowest, "seed", "encoder_lr_scale", "sequence_lr_scale"):
+        for name in (*lowest, "seed", "encoder_lr_scale", "sequence_lr_scale", "cache_gb"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise UsageError(f"--{name} {value}: must be a number >= 0")

@@ -7,10 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from shards import order
+from shards.cache import CacheConfig
 from shards.errors import MismatchError, UsageError
 from shards.loader import WindowLoader
 from shards.reader import ShardSet
 from shards.splits import Split, check_split, family_column, load_split, make_split, read_strata
+from shards.union import ShardUnion, open_sets
 from training.config import NO_INIT, TrainConfig
 from training.environment import Place
 from training.finetuning import check_subjects
@@ -61,7 +67,7 @@ def open_inputs(config: TrainConfig) -> Inputs:
     BoldstreamError
         Whatever does not exist, does not fit together, or would leak test subjects.
     """
-    shard_set = ShardSet(config.shards)
+    shard_set = open_sets(config.shards, _cache(config), config.subjects)
     init = None
     if config.init not in (None, NO_INIT):
         init = open_init(Path(str(config.init)), config.phase, shard_set)
@@ -105,6 +111,8 @@ def make_loader(
 ) -> WindowLoader:
     """Loader of this rank's windows; `alone`: of all windows, as if there were one rank."""
     options: dict[str, Any] = {} if alone else {"rank": place.rank, "world_size": place.world_size}
+    if mode == "train":
+        options["weights"] = run_weights(config, shard_set, runs)
     return WindowLoader(
         shard_set,
         runs=runs,
@@ -113,9 +121,30 @@ def make_loader(
         mode="train" if mode == "train" else "tile",
         seed=config.seed,
         threads=config.threads,
+        on_bad=config.on_bad_data,
         pin_memory=place.device.type == "cuda",
         **options,
     )
+
+
+def run_weights(config: TrainConfig, shard_set: ShardSet, runs: list[int]) -> NDArray[np.float64] | None:
+    """How often each of the runs is drawn, as --sample_by and --shard_weights say; None: every window once an epoch."""
+    if config.sample_by == "window" and config.shard_weights is None:
+        return None
+    entries = [shard_set.runs[run] for run in runs]
+    lengths = order.parse_window(config.window, [entry.tr_s for entry in entries])
+    weights = order.natural_counts([entry.num_frames for entry in entries], lengths).astype(np.float64)
+    if config.sample_by == "run":
+        weights = order.shares(weights, range(len(runs)))
+    elif config.sample_by == "subject":
+        weights = order.shares(weights, np.unique([entry.subject for entry in entries], return_inverse=True)[1])
+    if config.shard_weights is not None and isinstance(shard_set, ShardUnion):
+        weights = order.shares(weights, shard_set.set_of_run[runs], config.shard_weights)
+    return weights
+
+
+def _cache(config: TrainConfig) -> CacheConfig | None:
+    return None if config.cache is None else CacheConfig(folder=config.cache, num_bytes=int(config.cache_gb * 1e9))
 
 
 def _split(config: TrainConfig, shard_set: ShardSet, init: Init | None) -> Split:

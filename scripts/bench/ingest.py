@@ -47,8 +47,9 @@ from ingest.nifti import HashedFile, read_header, stream_rows
 from ingest.record import RunRecord
 from ingest.scratch import Scratch
 from shards.format import MASK, Grid
+from shards.mask import mask_to_nifti
 from shards.values import Encoded, encode
-from shards.writer import EncodedRun, mask_to_nifti, write_atomic, write_shard
+from shards.writer import EncodedRun, write_atomic, write_shard
 
 FRAMES = 200
 KINDS = {"float32, masked": ("f4", 6), "float32, noisy background": ("f4", 1), "int16, masked": ("i2", 6)}

@@ -154,8 +154,7 @@ def _column_to_check(split: Split, shard_set: ShardSet, where: str, asked: str |
     if asked is not None:
         return None if asked == NO_GROUP else asked
     column = split.rule.get("group")
-    table = shard_set.participants
-    if column is not None and (table is None or column not in table):
+    if column is not None and column not in shard_set.columns:
         logger.warning("%s: grouped by %s, a column that the shard set does not have: not checked", where, column)
         return None
     return column or family_column(shard_set)

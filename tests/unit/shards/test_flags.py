@@ -68,3 +68,15 @@ def test_help_is_no_complaint(capsys):
     with pytest.raises(SystemExit) as stop:
         read_flags(lambda: tyro.cli(Wanted, args=["--help"]), "wish")
     assert stop.value.code == 0 and "--frames" in capsys.readouterr().out
+
+
+def test_a_missing_positional_is_named_in_ascii_too():
+    import os
+    import subprocess
+
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    for environment in (os.environ, ascii_only):
+        command = [sys.executable, "-m", "shards.inspect.cli", "runs"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 2
+        assert done.stderr == "error: missing from inspect-fmri runs: SET; see inspect-fmri runs --help\n"

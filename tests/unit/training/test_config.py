@@ -10,7 +10,7 @@ import pytest
 from shards.errors import UsageError
 from training.config import PRESETS, TrainConfig, architecture, resolve
 
-BASE: dict[str, Any] = {"phase": 1, "shards": Path("s"), "out": Path("o"), "preset": "tiny"}
+BASE: dict[str, Any] = {"phase": 1, "shards": ("s",), "out": Path("o"), "preset": "tiny"}
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ SHIPPED = sorted((Path(__file__).parents[3] / "deepspeed_configs").glob("*.json"
 
 
 def config(**changes: Any) -> TrainConfig:
-    return TrainConfig(**({"phase": 1, "shards": Path("s"), "out": Path("o"), "preset": "tiny"} | changes))
+    return TrainConfig(**({"phase": 1, "shards": ("s",), "out": Path("o"), "preset": "tiny"} | changes))
 
 
 def read(tmp_path: Path, values: Any) -> dict[str, Any]:

@@ -238,7 +238,7 @@ def test_another_cohort_is_refused(make_run: MakeRun, mask: np.ndarray, tmp_path
 
 
 def asked(shards: Path, init: Path, **flags: Any) -> TrainConfig:
-    values: dict[str, Any] = {"phase": 2, "shards": shards, "out": shards.parent / "out", "init": str(init)}
+    values: dict[str, Any] = {"phase": 2, "shards": (str(shards),), "out": shards.parent / "out", "init": str(init)}
     return TrainConfig(**(values | flags))
 
 

@@ -60,7 +60,7 @@ def prepared(
     """An untrained model with its probe fitted on all subjects."""
     values = cohort.phenotype(column)
     target = learn_target(column, values, sorted(values))
-    flags: dict[str, Any] = {"shards": Path(cohort.location), "out": Path("out"), "init": "none", "preset": "tiny"}
+    flags: dict[str, Any] = {"shards": (cohort.location,), "out": Path("out"), "init": "none", "preset": "tiny"}
     config = resolve(TrainConfig(phase=3, target=column, window=str(WINDOW), **flags))
     loader = WindowLoader(cohort, window=WINDOW, batch_size=7, mode="tile")
     torch.manual_seed(0)

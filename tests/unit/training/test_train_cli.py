@@ -109,7 +109,7 @@ def test_flags_reach_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     assert validate is never
     expected = TrainConfig(
         phase=3,
-        shards=Path("s"),
+        shards=("s",),
         out=Path("o"),
         init="none",
         target="sex",

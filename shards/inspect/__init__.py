@@ -1,0 +1,1 @@
+"""The command `inspect-fmri`: look into a shard set, verify it, and take runs out of it as NIfTI."""
