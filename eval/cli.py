@@ -48,7 +48,9 @@ def report(config: ReportConfig, command: str) -> None:
 
     from eval.evaluation import evaluate
     from eval.report import check_out, write_report
+    from shards.storage.local import raise_open_files_limit
 
+    raise_open_files_limit()
     check_out(config.out)
     evaluation = evaluate(config)
     paths = write_report(evaluation, command)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import zarr
 
-    from shards.cache import CacheConfig
+    from shards.storage.cache import CacheConfig
 
 
 def open_zarr(location: str | Path, cache: CacheConfig | None = None) -> zarr.Group:

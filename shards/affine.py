@@ -5,18 +5,24 @@ Legend: V voxel.
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards import values
+from shards.format import xxh3
 from shards.values import STEPS_PER_SD
 
 Float32 = NDArray[np.float32]
 
 SPARSE_BELOW = 0.25
-"""Share of voxels up to which the exceptions are kept instead of all gains."""
+"""Share of voxels up to which the exceptions are kept in memory instead of all gains."""
+WIDE = "wide"
+"""Optional key of a run's JSON: its exceptions, so that a reader need not read the statistics for them."""
+LISTED_BELOW = 1 / 16
+"""Share of voxels up to which a writer lists the exceptions there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +91,44 @@ def gain_of(mean_V: Float32, std_V: Float32, scale_V: Float32, dtype: str) -> Ga
         dense_V=gain_V if many else None,
         shift_V=shift_V,
     )
+
+
+def list_wide(gain: Gain, num_voxels: int) -> dict[str, str] | None:
+    """The exceptions as text for a run's JSON; None where there are none, or too many."""
+    if gain.dense_V is not None or not 0 < len(gain.voxels) <= LISTED_BELOW * num_voxels:
+        return None
+    voxels, own = gain.voxels.astype("<i4").tobytes(), gain.own.astype("<f4").tobytes()
+    return {"voxels": _as_text(voxels), "gains": _as_text(own), "xxh3": xxh3(voxels + own)}
+
+
+def read_wide(listed: object, count: int, num_voxels: int, dtype: str) -> Gain:
+    """The gain of a run from its JSON.
+
+    Parameters
+    ----------
+    listed
+        What `list_wide` gave.
+    count
+        Of the run's wide voxels, as `runs.tsv` tells.
+
+    Raises
+    ------
+    ValueError
+        It is not what a writer made for such a run.
+    """
+    if not isinstance(listed, dict):
+        raise ValueError(f"{WIDE} in .json is no object")
+    voxels, own = (base64.b64decode(str(listed.get(key)), validate=True) for key in ("voxels", "gains"))
+    if listed.get("xxh3") != xxh3(voxels + own) or len(voxels) != 4 * count or len(own) != 4 * count:
+        raise ValueError(f"{WIDE} in .json is damaged or not of {count} voxels")
+    at, gains = np.frombuffer(voxels, "<i4"), np.frombuffer(own, "<f4")
+    if at[0] < 0 or at[-1] >= num_voxels or (np.diff(at) <= 0).any() or not (np.isfinite(gains) & (gains > 0)).all():
+        raise ValueError(f"{WIDE} in .json names voxels or gains that cannot be")
+    return Gain(base=1 / STEPS_PER_SD[dtype], voxels=at, own=gains)
+
+
+def _as_text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 def intensity_of(mean_V: Float32, std_V: Float32) -> Intensity:

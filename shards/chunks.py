@@ -133,10 +133,24 @@ def decode_chunk(stored: memoryview, out: NDArray, where: str) -> None:
     payload = stored[:-CRC_BYTES]
     if _crc(payload) != stored[-CRC_BYTES:]:
         raise CorruptShardError(f"{where}: a chunk's checksum fails; restore the shard or ingest again")
+    if _content_bytes(payload) != out.nbytes:
+        raise CorruptShardError(f"{where}: a chunk is not of the size of its frames; ingest again")
     try:
         zstd.decompress(payload, out)
     except (RuntimeError, ValueError) as error:
         raise CorruptShardError(f"{where}: a chunk does not decompress ({error}); ingest again") from None
+
+
+def _content_bytes(frame: memoryview) -> int | None:
+    """Bytes that a zstd frame says it decompresses to (RFC 8878, section 3.1.1), None if it does not say."""
+    if len(frame) < 5 or bytes(frame[:4]) != b"\x28\xb5\x2f\xfd":
+        return None
+    descriptor = frame[4]
+    flag, single, dictionary = descriptor >> 6, descriptor >> 5 & 1, descriptor & 3
+    size = (single, 2, 4, 8)[flag]
+    first = 5 + (1 - single) + (0, 1, 2, 4)[dictionary]
+    value = int.from_bytes(frame[first : first + size], "little")
+    return None if size == 0 else value + (256 if size == 2 else 0)
 
 
 def _crc(data: bytes | bytearray | memoryview) -> bytes:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import chunks, values
-from shards.affine import Gain, Intensity, even_gain, gain_of, intensity_of
+from shards.affine import LISTED_BELOW, WIDE, Gain, Intensity, even_gain, gain_of, intensity_of, read_wide
 from shards.decoding import decode_window
 from shards.errors import CorruptShardError, UsageError
 from shards.format import (
@@ -36,7 +36,7 @@ from shards.tables import check_runs, participants_from_tsv
 if TYPE_CHECKING:
     import pandas
 
-    from shards.cache import CacheConfig
+    from shards.storage.cache import CacheConfig
 
 MISSING = frozenset({"", "n/a", "N/A", "NA", "nan", "NaN"})
 _KEPT_BYTES = 256 * 1024**2  # of chunk indices: about 50,000 runs of 1,200 frames; of gains and of intensities as well
@@ -345,10 +345,17 @@ class ShardSet:
         return small, small.nbytes + _ENTRY_BYTES
 
     def _read_gain(self, run: int) -> tuple[Gain, int]:
-        if self.manifest.dtype != "float32" and self.runs[run].num_wide_voxels == 0:
+        dtype, count = self.manifest.dtype, self.runs[run].num_wide_voxels
+        if dtype != "float32" and count == 0:
             return self._even_gain, _ENTRY_BYTES
+        if count <= LISTED_BELOW * self.num_voxels and WIDE in (meta := self.meta(run)):
+            try:
+                gain = read_wide(meta[WIDE], count, self.num_voxels, dtype)
+            except ValueError as error:
+                raise self._damaged(run, error) from None
+            return gain, gain.num_bytes + _ENTRY_BYTES
         stats = self.statistics(run)
-        gain = gain_of(stats.mean, stats.std, stats.scale, self.manifest.dtype)
+        gain = gain_of(stats.mean, stats.std, stats.scale, dtype)
         return gain, gain.num_bytes + _ENTRY_BYTES
 
     def _read_intensity(self, run: int) -> tuple[Intensity, int]:

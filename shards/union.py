@@ -18,7 +18,7 @@ from shards.reader import ShardSet
 from shards.storage import Storage
 
 if TYPE_CHECKING:
-    from shards.cache import CacheConfig
+    from shards.storage.cache import CacheConfig
 
 
 class ShardUnion(ShardSet):

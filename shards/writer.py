@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 import xxhash
 
+from shards.affine import WIDE, gain_of, list_wide
 from shards.chunks import encode_chunks, object_bytes_bound, zarr_metadata
 from shards.errors import OutputError, UsageError
 from shards.format import BLOCK, MANIFEST, MAX_RUN_ID, Manifest, ShardInfo, valid_run_id, xxh3
@@ -108,6 +109,9 @@ def _write_run(tar: _Tar, run: EncodedRun) -> Place:
         "statistics_xxh3": xxh3(b"".join(statistics.values())),
         "zarr": zarr_metadata(num_frames, num_voxels, dtype, attributes),
     }
+    wide = list_wide(gain_of(encoded.mean, encoded.std, encoded.scale, dtype), num_voxels)
+    if wide is not None:
+        header[WIDE] = wide
     start = tar.position
     tar.member(f"{run.run_id}.json", json.dumps(header, sort_keys=True, allow_nan=False).encode() + b"\n")
     for name, data in statistics.items():

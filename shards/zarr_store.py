@@ -38,7 +38,7 @@ from shards.chunks import index_bytes, parse_index, zarr_metadata
 from shards.reader import ShardSet
 
 if TYPE_CHECKING:
-    from shards.cache import CacheConfig
+    from shards.storage.cache import CacheConfig
 
 METADATA = "zarr.json"
 GROUP = "runs"

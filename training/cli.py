@@ -46,8 +46,10 @@ def main(argv: Sequence[str] | None = None, *, validate: Callable[..., float]) -
 
 
 def _train(config: TrainConfig, validate: Callable[..., float]) -> int:
+    from shards.storage.local import raise_open_files_limit
     from training.run import train
 
+    raise_open_files_limit()
     return train(config, validate)
 
 
@@ -55,7 +57,8 @@ def _log_to_stderr(first: bool) -> None:
     """Rank 0 tells how it goes; the others only what is wrong."""
     handler: logging.Handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    root: Any = logging.getLogger("training")
-    root.handlers = [handler]
-    root.propagate = False
-    root.setLevel(logging.INFO if first else logging.ERROR)
+    for name in ("training", "shards"):
+        root: Any = logging.getLogger(name)
+        root.handlers = [handler]
+        root.propagate = False
+        root.setLevel(logging.INFO if first else logging.ERROR)

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import order
-from shards.cache import CacheConfig
 from shards.errors import MismatchError, UsageError
 from shards.loader import WindowLoader
 from shards.reader import ShardSet
 from shards.splits import Split, check_split, family_column, load_split, make_split, read_strata
+from shards.storage.cache import CacheConfig
 from shards.union import ShardUnion, open_sets
 from training.config import NO_INIT, TrainConfig
 from training.environment import Place

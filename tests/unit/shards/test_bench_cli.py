@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from shards.bench_cli import StreamConfig, main, plan_flags
 from shards.errors import EXIT_OK, EXIT_USAGE
-from shards.rates import Streamed
+from shards.planning.cli import StreamConfig, main, plan_flags
+from shards.planning.rates import Streamed
 
 NUMBERS = ["--runs", "40000", "--frames", "1200", "--voxels", "228483", "--bytes_per_frame", "171000"]
 NUMBERS += ["--decode_windows_s", "200", "--copy_gb_s", "0", "--wide_runs", "0"]
@@ -139,7 +139,7 @@ def test_what_does_not_fit_is_one_line(capsys, line: str, said: str) -> None:
 @pytest.mark.parametrize("command", [[], ["plan"], ["stream"]])
 def test_help_imports_neither_torch_nor_numpy(command: list[str]) -> None:
     code = (
-        "import sys; from shards.bench_cli import StreamConfig, main, plan_flags\n"
+        "import sys; from shards.planning.cli import StreamConfig, main, plan_flags\n"
         f"try: main({[*command, '--help']!r})\n"
         "except SystemExit: pass\n"
         "print(sorted({'torch', 'dask', 'numpy', 'nibabel'} & set(sys.modules)))"

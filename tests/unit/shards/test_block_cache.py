@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards import cache as cache_module
-from shards import cache_space
-from shards.block_file import PAGE, file_bytes
-from shards.cache import BlockCache, CacheConfig, CachedShard
 from shards.errors import StorageError, UsageError
+from shards.storage import cache as cache_module
+from shards.storage import cache_space
+from shards.storage.block_file import PAGE, file_bytes
+from shards.storage.cache import BlockCache, CacheConfig, CachedShard
 
 BLOCK = 20_000
 SIZE = 30 * BLOCK + 1234
@@ -105,7 +105,7 @@ def read_with_small_files(config: CacheConfig, log: Path) -> None:
 @pytest.fixture(scope="module")
 def processes():
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["numpy", "shards.cache"])
+    context.set_forkserver_preload(["numpy", "shards.storage.cache"])
     return context
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -179,3 +181,13 @@ def test_a_flipped_bit_of_what_is_read_raises(tmp_path: Path, make_shard_set, se
     path.write_bytes(data)
     with ShardSet(tmp_path) as opened, pytest.raises(ShardError):
         opened.read_window(0, 0, entry.num_frames)
+
+
+def test_commands_may_open_as_many_files_as_the_hard_limit_allows() -> None:
+    code = (
+        "import resource; from shards.storage.local import raise_open_files_limit\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 500)); raise_open_files_limit()\n"
+        "print(resource.getrlimit(resource.RLIMIT_NOFILE))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "(500, 500)\n"

@@ -19,13 +19,13 @@ import fsspec
 import numpy as np
 import pytest
 
-from shards import urls
-from shards.cache import CacheConfig
 from shards.errors import CorruptShardError, StorageError, UsageError
 from shards.loader import WindowLoader
 from shards.reader import ShardSet
-from shards.remote import RemoteStorage
-from shards.urls import without_secrets
+from shards.storage import urls
+from shards.storage.cache import CacheConfig
+from shards.storage.remote import RemoteStorage
+from shards.storage.urls import without_secrets
 
 pytest.importorskip("aiohttp")
 

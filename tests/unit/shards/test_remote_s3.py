@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards import urls
-from shards.cache import CacheConfig
 from shards.errors import CorruptShardError, StorageError, UsageError
 from shards.loader import WindowLoader
 from shards.reader import ShardSet
+from shards.storage import urls
+from shards.storage.cache import CacheConfig
 
 boto3 = pytest.importorskip("boto3")
 pytest.importorskip("s3fs")

@@ -14,7 +14,7 @@ from types import ModuleType
 
 import pytest
 
-from shards.rates import write_synthetic
+from shards.planning.rates import write_synthetic
 
 NUM_RUNS, NUM_SHARDS = 40_000, 2_000
 Measure = Callable[..., dict[str, float]]

@@ -17,10 +17,9 @@ from threading import Lock
 import numpy as np
 import pytest
 
-from shards import order, rates
-from shards.reader import ShardSet
-from shards.storage import Storage
-from shards.throughput import (
+from shards import order
+from shards.planning import rates
+from shards.planning.model import (
     COMPUTE,
     COPY,
     CORES,
@@ -39,6 +38,8 @@ from shards.throughput import (
     predict,
     window_bytes,
 )
+from shards.reader import ShardSet
+from shards.storage import Storage
 
 TOLERANCE = 0.3
 ROUNDS = 8

@@ -26,7 +26,7 @@ from numcodecs import zstd
 from numpy.typing import NDArray
 
 from shards import shard_check
-from shards.chunks import parse_index
+from shards.chunks import decode_chunk, parse_index
 from shards.errors import CorruptShardError, UsageError
 from shards.format import MASK, RUNS, frames_per_chunk
 from shards.reader import ShardSet
@@ -341,6 +341,13 @@ def test_chunks_that_decompress_to_another_size(three: Path, num_bytes: int) -> 
     replace_bold(three, bold_of([chunk(CHUNK), frames(num_bytes), chunk(10)]))
     assert "chunk 1" in found(three, decode=True)
     refuses(three)
+
+
+@pytest.mark.parametrize("num_bytes", [12 * CHUNK - 1, 12 * CHUNK + 1, 12])
+def test_so_they_are_where_no_compiled_code_runs(num_bytes: int) -> None:
+    stored = bold_of([frames(num_bytes)])[:-20]
+    with pytest.raises(CorruptShardError):
+        decode_chunk(memoryview(stored), np.empty((CHUNK, 12), "i1"), "here")
 
 
 @pytest.mark.parametrize("payload", [b"", b"x", b"junk" * 100, chunk(CHUNK)[:-3], chunk(CHUNK) + b"tail"])

@@ -7,13 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shards.cache import BlockCache, CacheConfig, CachedShard
 from shards.errors import CorruptShardError, UsageError
-from shards.files import LocalStorage
 from shards.format import MANIFEST, Manifest
 from shards.room import Room
 from shards.storage import Storage
-from shards.urls import UrlStorage
+from shards.storage.cache import BlockCache, CacheConfig, CachedShard
+from shards.storage.local import LocalStorage
+from shards.storage.urls import UrlStorage
 
 _block = Room()
 

@@ -17,9 +17,9 @@ from shards.errors import EXIT_INTERRUPTED, EXIT_OK, BoldstreamError, UsageError
 from shards.flags import read_flags
 
 if TYPE_CHECKING:
-    from shards.plan_text import Plan
-    from shards.rates import Streamed
-    from shards.throughput import Data, Job, Machine
+    from shards.planning.model import Data, Job, Machine
+    from shards.planning.rates import Streamed
+    from shards.planning.text import Plan
 
 _DESCRIPTION = """Where a training job will be bound, and how fast a shard set streams on this machine.
 
@@ -184,7 +184,7 @@ def _parse(argv: Sequence[str] | None) -> PlanConfig | StreamConfig:
 
 def plan(config: PlanConfig) -> None:
     """Predict, and print the table or the JSON."""
-    from shards.plan_text import make_plan, plan_lines
+    from shards.planning.text import make_plan, plan_lines
 
     data, decode_windows_s, sources = _measured(config)
     made = make_plan(data, _job(config), _machine(config, decode_windows_s), sources)
@@ -193,7 +193,7 @@ def plan(config: PlanConfig) -> None:
 
 def _measured(config: PlanConfig) -> tuple[Data, float, tuple[str, ...]]:
     """The data, a thread's decoding rate, and in words where they come from."""
-    from shards.rates import describe_set, measure_synthetic, thread_rate
+    from shards.planning.rates import describe_set, measure_synthetic, thread_rate
     from shards.reader import ShardSet
 
     given = config.decode_windows_s
@@ -227,7 +227,7 @@ def _data(config: PlanConfig, window_frames: int, bytes_per_frame: float) -> Dat
     import numpy as np
 
     from shards.format import frames_per_chunk
-    from shards.throughput import Data
+    from shards.planning.model import Data
 
     runs, frames, voxels = int(config.runs or 0), int(config.frames or 0), int(config.voxels or 0)
     itemsize = np.dtype(config.dtype or _DTYPE).itemsize
@@ -244,7 +244,7 @@ def _data(config: PlanConfig, window_frames: int, bytes_per_frame: float) -> Dat
 
 
 def _job(config: PlanConfig) -> Job:
-    from shards.throughput import Job
+    from shards.planning.model import Job
 
     return Job(
         ranks=config.ranks,
@@ -257,7 +257,7 @@ def _job(config: PlanConfig) -> Job:
 
 
 def _machine(config: PlanConfig, decode_windows_s: float) -> Machine:
-    from shards.throughput import Machine
+    from shards.planning.model import Machine
 
     def rate(gb_s: float | None) -> float:
         return gb_s * _GB if gb_s else math.inf
@@ -276,10 +276,12 @@ def _machine(config: PlanConfig, decode_windows_s: float) -> Machine:
 
 def stream(config: StreamConfig) -> None:
     """Measure, and print the table or the JSON, with the flags for `bench-fmri plan`."""
-    from shards import rates
-    from shards.plan_text import stream_lines
+    from shards.planning import rates
+    from shards.planning.text import stream_lines
     from shards.reader import ShardSet
+    from shards.storage.local import raise_open_files_limit
 
+    raise_open_files_limit()
     results: list[Streamed] = []
     with ShardSet(config.shards) as shard_set:
         for number, threads in enumerate(config.threads):

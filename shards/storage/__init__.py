@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from shards.errors import UsageError
 
 if TYPE_CHECKING:
-    from shards.cache import CacheConfig
+    from shards.storage.cache import CacheConfig
 
 
 class Storage(Protocol):
@@ -67,11 +67,11 @@ def open_storage(location: str | Path, cache: CacheConfig | None = None) -> Stor
         There is no such folder.
     """
     if cache is None and "://" not in str(location):
-        from shards.files import LocalStorage
+        from shards.storage.local import LocalStorage
 
         if not Path(location).is_dir():
             raise UsageError(f"{location}: no such folder; give the folder that ingest-fmri wrote (--out)")
         return LocalStorage(Path(location))
-    from shards.remote import RemoteStorage
+    from shards.storage.remote import RemoteStorage
 
     return RemoteStorage(str(location), cache)

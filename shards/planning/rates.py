@@ -21,10 +21,10 @@ import numpy as np
 from shards import order
 from shards.errors import UsageError
 from shards.format import Grid, frames_per_chunk
+from shards.planning.model import Data
 from shards.publish import publish_set, run_entry
 from shards.reader import ShardSet
 from shards.storage import Storage
-from shards.throughput import Data
 from shards.values import encode
 from shards.writer import EncodedRun, write_shard
 

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shards import throughput
-from shards.throughput import CORES, FILESYSTEM, LINK, Data, Job, Machine, Prediction, Stage
+from shards.planning import model as throughput
+from shards.planning.model import CORES, FILESYSTEM, LINK, Data, Job, Machine, Prediction, Stage
 
 if TYPE_CHECKING:
-    from shards.rates import Streamed
+    from shards.planning.rates import Streamed
 
 WIDTH = 80
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")

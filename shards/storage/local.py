@@ -13,6 +13,8 @@ from pathlib import Path
 
 from shards.errors import CorruptShardError, StorageError, UsageError
 
+_MOST_FILES = 65536
+
 
 class LocalStorage:
     """Files of a shard set in one folder (see `shards.storage.Storage`).
@@ -118,3 +120,11 @@ def _open_regular(path: Path) -> int:
         os.close(descriptor)
         raise OSError(0, "not a regular file")
     return descriptor
+
+
+def raise_open_files_limit() -> None:
+    """Let this process open as many files as its hard limit allows, so that shards stay open; for commands."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

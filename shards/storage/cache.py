@@ -20,10 +20,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.block_file import file_bytes, read_block, write_block
-from shards.cache_space import TEMPORARY, CacheSpace, is_at, try_lock
 from shards.errors import UsageError
 from shards.format import canonical_json, xxh3
+from shards.storage.block_file import file_bytes, read_block, write_block
+from shards.storage.cache_space import TEMPORARY, CacheSpace, is_at, try_lock
 
 logger = logging.getLogger(__name__)
 

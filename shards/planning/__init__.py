@@ -1,0 +1,1 @@
+"""Where a training job will be bound: the model, its measured rates, and `bench-fmri`."""
