@@ -31,6 +31,7 @@ DTYPES = ("int8", "int16", "float16", "float32")
 MIN_CHUNK_BYTES = 128 * 1024
 MAX_RUN_ID = 90  # a ustar name holds 100 bytes; the longest member suffix is `.scale.f32`
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
+MAX_TABLE_BYTES = 1024 * 1024 * 1024
 
 MAX_FRAMES = 2**24  # of a run; bounds the memory of its index
 MAX_AXIS = 32767  # what a NIfTI-1 header can hold
@@ -190,7 +191,9 @@ class Manifest:
     def to_json(self) -> str:
         """Return the text of `manifest.json`."""
         head = {"format": FORMAT_NAME, "version": FORMAT_VERSION, "set_hash": self.set_hash}
-        return json.dumps(head | asdict(self), indent=1, ensure_ascii=True, allow_nan=False) + "\n"
+        values = head | asdict(self)
+        values["manifest_hash"] = manifest_hash(values)
+        return json.dumps(values, indent=1, ensure_ascii=True, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str) -> Manifest:
@@ -253,6 +256,13 @@ class Manifest:
             software=_software(strict.item(values, "software")),
             **words,
         )
+
+
+def check_file_size(num_bytes: int, name: str, where: str) -> None:
+    """Refuse a manifest or table that is larger than any writer makes, before it is read."""
+    allowed = MAX_MANIFEST_BYTES if name == MANIFEST else MAX_TABLE_BYTES
+    if num_bytes > allowed:
+        raise CorruptShardError(f"{where}: {num_bytes} bytes, allowed {allowed}; restore the file")
 
 
 def manifest_hash(values: Mapping[str, Any]) -> str:

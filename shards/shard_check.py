@@ -12,6 +12,7 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from shards import chunks
+from shards.affine import WIDE, gain_of, list_wide
 from shards.errors import CorruptShardError, StorageError
 from shards.format import BLOCK, Manifest, RunEntry, ShardInfo, frames_per_chunk
 from shards.sample import MAX_JSON_BYTES, check_meta, parse_meta, parse_statistics
@@ -230,6 +231,7 @@ class ShardCheck:
         try:
             statistics = parse_statistics(meta, parts[1:], self._manifest.num_voxels)
             self._check_statistics(statistics, entry)
+            self._check_wide(meta, statistics)
         except ValueError as error:
             self.problems.add(str(error), run_id)
         num_frames = meta.get("num_frames") if entry is None else entry.num_frames
@@ -247,6 +249,11 @@ class ShardCheck:
             raise ValueError(f"{num_wide} wide voxels, runs.tsv says {entry.num_wide_voxels}")
         if entry.lossless and (scale[std > 0] != np.float32(entry.grid_slope)).any():
             raise ValueError("lossless, but scale is not grid_slope")
+
+    def _check_wide(self, meta: dict[str, Any], statistics: Statistics) -> None:
+        gain = gain_of(*statistics, self._manifest.dtype)
+        if WIDE in meta and meta[WIDE] != list_wide(gain, self._manifest.num_voxels):
+            raise ValueError(f"{WIDE} in .json does not list the gains of the statistics")
 
     def _check_bold(
         self, file: _Pass, run_id: str, bold: Member, num_frames: int, statistics: Statistics | None

@@ -120,6 +120,9 @@ def _manifest(storage: Storage, problems: Problems) -> tuple[bytes, Manifest | N
             f"{storage.location}: no {MANIFEST} there, so no finished shard set; give the folder that ingest-fmri "
             "wrote (--out)"
         ) from None
+    except CorruptShardError as error:
+        problems.add(str(error))
+        return b"", None
     try:
         manifest = Manifest.from_json(text, MANIFEST)
     except FormatVersionError:
@@ -141,7 +144,7 @@ def _table(storage: Storage, manifest: Manifest, problems: Problems) -> bytes | 
     except FileNotFoundError:
         problems.add("no such file, the manifest lists it; restore it")
         return None
-    except StorageError as error:
+    except (StorageError, CorruptShardError) as error:
         problems.add(str(error))
         return None
     if xxh3(data) != manifest.tables[problems.file]:

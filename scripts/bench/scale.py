@@ -30,8 +30,8 @@ import numpy as np
 
 from shards import order
 from shards.format import Grid, RunEntry, ShardInfo, xxh3
+from shards.planning.rates import write_synthetic
 from shards.publish import publish_set
-from shards.rates import write_synthetic
 from shards.reader import ShardSet
 
 SHAPE, VOXELS, FRAMES, LENGTH = (91, 109, 91), 228_483, 1200, 20

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shards.errors import CorruptShardError, StorageError, UsageError
+from shards.format import check_file_size
 
 _MOST_FILES = 65536
 
@@ -37,6 +38,7 @@ class LocalStorage:
         try:
             descriptor = _open_regular(self._folder / name)
             with os.fdopen(descriptor, "rb") as file:
+                check_file_size(os.fstat(descriptor).st_size, name, str(self._folder / name))
                 return file.read()
         except FileNotFoundError:
             raise

@@ -15,6 +15,7 @@ from itertools import count
 from typing import Any, TypeVar
 
 from shards.errors import BoldstreamError, CorruptShardError, StorageError, UsageError
+from shards.format import check_file_size
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +115,8 @@ class UrlStorage:
 
     def _read_whole(self, name: str) -> bytes:
         handle = self._open()
+        size = handle.filesystem.size(handle.path(name)) if not handle.is_http else None
+        check_file_size(size or 0, name, f"{self.location}/{name}")
         data: bytes = handle.filesystem.cat_file(handle.path(name))
         return data
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from copy import deepcopy
 from random import Random
 from typing import Any
 
@@ -61,7 +61,7 @@ def mutated(rng: Random, data: bytes, others: list[bytes]) -> bytes:
 
 def mutated_json(rng: Random, value: Any) -> Any:
     """A copy of a JSON value in which one to three places hold something else, or are gone, or come twice."""
-    copy = json.loads(json.dumps(value))
+    copy = deepcopy(value)
     for _ in range(rng.choice([1, 1, 2, 3])):
         places = list(_places(copy))
         if not places:
@@ -73,15 +73,15 @@ def mutated_json(rng: Random, value: Any) -> Any:
             case 1:
                 outer[key] = rng.choice(_TEXTS)
             case 2:
-                outer[key] = rng.choice(_JSON)
+                outer[key] = deepcopy(rng.choice(_JSON))
             case 3:
                 del outer[key]
             case 4:
-                outer[key] = [outer[key]] * rng.choice([1, 2, 50])
+                outer[key] = [deepcopy(outer[key]) for _ in range(rng.choice([1, 2, 20]))]
             case _:
                 other, other_key = rng.choice(places)
                 if other_key in other if isinstance(other, dict) else other_key < len(other):
-                    outer[key] = json.loads(json.dumps(other[other_key]))
+                    outer[key] = deepcopy(other[other_key])
     return copy
 
 
@@ -98,11 +98,10 @@ def mutated_table(rng: Random, text: str) -> str:
             case 2 | 3:
                 rows[row][column] = rng.choice(_TEXTS)
             case 4:
-                rows[row][column] = (
-                    str(int(rows[row][column]) + rng.choice([-512, -1, 1, 512, 10**6]))
-                    if rows[row][column].isdigit()
-                    else rows[row][column] + "\r"
-                )
+                cell = rows[row][column]
+                near = cell.isdigit() and len(cell) < 30
+                step = rng.choice([-512, -1, 1, 512, 10**6])
+                rows[row][column] = str(int(cell) + step) if near else cell + "\r"
             case 5:
                 rows.insert(row, list(rng.choice(rows)))
             case 6:

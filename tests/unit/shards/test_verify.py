@@ -7,6 +7,7 @@ import shutil
 import struct
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from forged_sets import (
 from numcodecs import zstd
 from numpy.typing import NDArray
 
-from shards import shard_check
+from shards import shard_check, writer
 from shards.chunks import decode_chunk, parse_index
 from shards.errors import CorruptShardError, UsageError
 from shards.format import MASK, RUNS, frames_per_chunk
@@ -405,3 +406,15 @@ def test_indices_that_point_elsewhere(three: Path, index: list[int]) -> None:
     replace_bold(three, bold)
     assert found(three)
     refuses(three)
+
+
+def test_a_list_of_wide_voxels_that_is_not_that_of_the_statistics_is_found(
+    tmp_path: Path, make_shard_set: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_shard_set(tmp_path / "right", num_wide=5, frames=(150,))
+    assert verify_set(tmp_path / "right").findings == ()
+    listed = writer.list_wide
+    monkeypatch.setattr(writer, "list_wide", lambda gain, n: listed(replace(gain, own=gain.own * 2), n))
+    make_shard_set(tmp_path / "wrong", num_wide=5, frames=(150,))
+    said = [finding.message for finding in verify_set(tmp_path / "wrong").findings]
+    assert said == ["wide in .json does not list the gains of the statistics"]
