@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import UsageError
-from shards.machine_code import compiled, float_bits, half_bits
+from shards.machine_code import LANES, compiled, float_bits, half_bits, scaled_block
 
 VolumeType = Literal["float16", "bfloat16", "float32"]
 _KINDS = {"float32": 0, "float16": 1, "bfloat16": 2}
@@ -84,9 +84,42 @@ class Filler:
         """
         if q_LV.dtype == np.float16:
             q_LV = q_LV.astype(np.float32)
-        shift_V = np.zeros(0, np.float32) if shift_V is None else shift_V
-        kernel = _fill_float32 if self._kind == 0 else _fill_bits
+        if shift_V is None and self._kind and q_LV.dtype.kind == "i":
+            _fill_blocks(q_LV, gain_V, self._segments, volumes, self._kind)
+            return
+        shift_V = np.zeros_like(gain_V) if shift_V is None else shift_V
+        kernel = _fill_bits if self._kind else _fill_float32
         kernel(q_LV, gain_V, shift_V, self._segments, volumes, self._kind)
+
+
+_half8, _brain8 = scaled_block(8, "float16"), scaled_block(8, "bfloat16")
+_half16, _brain16 = scaled_block(16, "float16"), scaled_block(16, "bfloat16")
+
+
+@compiled
+def _fill_blocks(q_LV, gain_V, segments, volumes, kind):  # type: ignore[no-untyped-def]
+    """Blocks of a segment, the last of which overlaps the one before it; short segments one by one."""
+    size, gain = q_LV.itemsize, gain_V.ctypes.data
+    for frame in range(len(q_LV)):
+        source, target = q_LV[frame].ctypes.data, volumes[frame].ctypes.data
+        for k in range(len(segments)):
+            voxel, place, length = segments[k, 0], segments[k, 1], segments[k, 2]
+            if length < LANES:
+                for i in range(length):
+                    volumes[frame, place + i] = _bits(np.float32(q_LV[frame, voxel + i]) * gain_V[voxel + i], kind)
+                continue
+            for block in range(0, length, LANES):
+                i = min(block, length - LANES)
+                q, g, out = source + size * (voxel + i), gain + 4 * (voxel + i), target + 2 * (place + i)
+                if size == 1:
+                    if kind == 1:
+                        _half8(q, g, out)
+                    else:
+                        _brain8(q, g, out)
+                elif kind == 1:
+                    _half16(q, g, out)
+                else:
+                    _brain16(q, g, out)
 
 
 @compiled
@@ -95,17 +128,9 @@ def _fill_bits(q_LV, gain_V, shift_V, segments, volumes, kind):  # type: ignore[
         for k in range(len(segments)):
             voxel, place, length = segments[k]
             q, out = q_LV[frame, voxel : voxel + length], volumes[frame, place : place + length]
-            gain = gain_V[voxel : voxel + length]
-            if len(shift_V):
-                shift = shift_V[voxel : voxel + length]
-                for i in range(length):
-                    out[i] = _bits(np.float32(q[i]) * gain[i] + shift[i], kind)
-            elif kind == 1:
-                for i in range(length):
-                    out[i] = half_bits(np.float32(q[i]) * gain[i])
-            else:
-                for i in range(length):
-                    out[i] = _brain_bits(np.float32(q[i]) * gain[i])
+            gain, shift = gain_V[voxel : voxel + length], shift_V[voxel : voxel + length]
+            for i in range(length):
+                out[i] = _bits(np.float32(q[i]) * gain[i] + shift[i], kind)
 
 
 @compiled
@@ -114,14 +139,9 @@ def _fill_float32(q_LV, gain_V, shift_V, segments, volumes, kind):  # type: igno
         for k in range(len(segments)):
             voxel, place, length = segments[k]
             q, out = q_LV[frame, voxel : voxel + length], volumes[frame, place : place + length]
-            gain = gain_V[voxel : voxel + length]
-            if len(shift_V):
-                shift = shift_V[voxel : voxel + length]
-                for i in range(length):
-                    out[i] = np.float32(q[i]) * gain[i] + shift[i]
-            else:
-                for i in range(length):
-                    out[i] = np.float32(q[i]) * gain[i]
+            gain, shift = gain_V[voxel : voxel + length], shift_V[voxel : voxel + length]
+            for i in range(length):
+                out[i] = np.float32(q[i]) * gain[i] + shift[i]
 
 
 @compiled
