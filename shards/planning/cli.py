@@ -57,8 +57,8 @@ class PlanConfig:
     bytes_per_frame: float | None = None
     """Without --shards: stored bytes of a frame (default: those of noise, compressed here)."""
     wide_runs: float | None = None
-    """Without --shards: share of the runs whose statistics a rank reads once, because a voxel leaves 8 SD
-    (num_wide_voxels of runs.tsv; default: 1, the careful assumption)."""
+    """Without --shards: share of the runs whose statistics a rank reads whole, once, because more than a
+    sixteenth of their voxels leaves 8 SD or was kept as the source's integers (default: 0)."""
 
     window: str = "20"
     """Window length in frames (20), or with --shards in seconds (16s)."""
@@ -238,7 +238,7 @@ def _data(config: PlanConfig, window_frames: int, bytes_per_frame: float) -> Dat
         num_voxels=voxels,
         itemsize=itemsize,
         frame_bytes=(window_frames + frames_per_chunk(voxels, itemsize) - 1) * bytes_per_frame,
-        wide_runs=1.0 if config.wide_runs is None or itemsize == 4 else config.wide_runs,
+        wide_runs=1.0 if itemsize == 4 else config.wide_runs or 0.0,
         set_bytes=runs * (frames * bytes_per_frame + 3 * 4 * voxels),
     )
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shards import order
+from shards.affine import LISTED_BELOW
 from shards.errors import UsageError
 from shards.format import Grid, frames_per_chunk
 from shards.planning.model import Data
@@ -168,7 +169,8 @@ def describe_set(shard_set: ShardSet, window: int | str) -> Data:
     windows = _windows(shard_set, window)
     per_frame = np.array([run.bold_bytes / run.num_frames for run in shard_set.runs])
     extra = frames_per_chunk(shard_set.num_voxels, shard_set.dtype.itemsize) - 1
-    wide = [shard_set.manifest.dtype == "float32" or run.num_wide_voxels > 0 for run in shard_set.runs]
+    listed = LISTED_BELOW * shard_set.num_voxels
+    wide = [shard_set.manifest.dtype == "float32" or run.num_wide_voxels > listed for run in shard_set.runs]
     return Data(
         num_runs=len(shard_set.runs),
         windows_per_epoch=len(windows),
