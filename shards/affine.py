@@ -81,8 +81,11 @@ def even_gain(dtype: str) -> Gain:
 def gain_of(mean_V: Float32, std_V: Float32, scale_V: Float32, dtype: str) -> Gain:
     """The gain of a run from its statistics; constant voxels hold q = 0, so theirs does not matter."""
     gain_V, shift_V = values.residual_affine(mean_V, std_V, scale_V, dtype)
-    base = 1 / STEPS_PER_SD.get(dtype, 1)
-    voxels = np.flatnonzero((gain_V != np.float32(base)) & (std_V > 0)).astype(np.int32)
+    steps = STEPS_PER_SD.get(dtype)
+    base = 1 / (steps or 1)
+    # the rule by which runs.tsv counts them, not the gain itself, which is rounded once more
+    wide_V = (scale_V != std_V / np.float32(steps)) & (std_V > 0) if steps else np.zeros(len(std_V), bool)
+    voxels = np.flatnonzero(wide_V).astype(np.int32)
     many = shift_V is not None or len(voxels) > SPARSE_BELOW * len(gain_V)
     return Gain(
         base=base,

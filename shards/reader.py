@@ -369,7 +369,7 @@ def _read_manifest(storage: Storage) -> Manifest:
         text = storage.read_file(MANIFEST)
     except FileNotFoundError:
         raise UsageError(
-            f"{storage.location}: no {MANIFEST} there, so no finished shard set; give the folder that ingest-fmri "
-            "wrote (--out), or run it (again)"
+            f"{storage.location}: no {MANIFEST} there, so no finished shard set; give the folder that --out of "
+            "ingest-fmri named, or run ingest-fmri (again)"
         ) from None
     return Manifest.from_json(text, where)

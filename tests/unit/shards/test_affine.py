@@ -11,7 +11,7 @@ import pytest
 from shards.affine import Gain, gain_of, list_wide, read_wide
 from shards.format import xxh3
 from shards.reader import ShardSet
-from shards.values import residual_affine
+from shards.values import Encoded, residual_affine
 
 
 def filled(gain: Gain, num_voxels: int, before: Gain | None = None) -> np.ndarray:
@@ -58,6 +58,16 @@ def test_a_row_that_held_another_run_holds_this_one_after() -> None:
     for before in gains:
         for gain in gains:
             np.testing.assert_array_equal(filled(gain, 400, before), filled(gain, 400))
+
+
+def test_scales_one_step_beside_an_even_one_are_listed_as_runs_tsv_counts_them() -> None:
+    std = (1 + np.arange(4096) / 4096).astype("f4")
+    scale = std / np.float32(16)
+    scale[::20] = np.nextafter(scale[::20], np.float32(9))
+    encoded = Encoded(q=np.zeros((2, 4096), np.int8), mean=std, std=std, scale=scale)
+    gain = gain_of(std, std, scale, "int8")
+    assert encoded.num_wide_voxels == len(gain.voxels) == 205
+    np.testing.assert_array_equal(read_wide(list_wide(gain, 4096), 205, 4096, "int8").own, gain.own)
 
 
 @pytest.mark.parametrize("key", ["voxels", "gains", "xxh3"])
