@@ -251,8 +251,10 @@ class ShardCheck:
             raise ValueError("lossless, but scale is not grid_slope")
 
     def _check_wide(self, meta: dict[str, Any], statistics: Statistics) -> None:
+        if WIDE not in meta:
+            return
         gain = gain_of(*statistics, self._manifest.dtype)
-        if WIDE in meta and meta[WIDE] != list_wide(gain, self._manifest.num_voxels):
+        if meta[WIDE] != list_wide(gain, self._manifest.num_voxels):
             raise ValueError(f"{WIDE} in .json does not list the gains of the statistics")
 
     def _check_bold(

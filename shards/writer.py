@@ -109,9 +109,9 @@ def _write_run(tar: _Tar, run: EncodedRun) -> Place:
         "statistics_xxh3": xxh3(b"".join(statistics.values())),
         "zarr": zarr_metadata(num_frames, num_voxels, dtype, attributes),
     }
-    wide = list_wide(gain_of(encoded.mean, encoded.std, encoded.scale, dtype), num_voxels)
-    if wide is not None:
-        header[WIDE] = wide
+    if encoded.num_wide_voxels:
+        wide = list_wide(gain_of(encoded.mean, encoded.std, encoded.scale, dtype), num_voxels)
+        header |= {} if wide is None else {WIDE: wide}
     start = tar.position
     tar.member(f"{run.run_id}.json", json.dumps(header, sort_keys=True, allow_nan=False).encode() + b"\n")
     for name, data in statistics.items():

@@ -6,6 +6,7 @@ import asyncio
 import math
 import re
 import shutil
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -244,9 +245,7 @@ class QueuePool(Pool):
 
 def _cluster(config: ClusterConfig, arguments: dict[str, Any], submissions: Submissions) -> Any:
     """A scheduler in this process, and no job yet."""
-    from dask_jobqueue import PBSCluster, SLURMCluster
-
-    cluster_class = SLURMCluster if config.cluster == "slurm" else PBSCluster
+    cluster_class = _cluster_class(config.cluster)
     job_class = type("NotedJob", (_NotedJob, cluster_class.job_cls), {"submissions": submissions})
     try:
         return cluster_class(
@@ -256,6 +255,16 @@ def _cluster(config: ClusterConfig, arguments: dict[str, Any], submissions: Subm
         raise UsageError(
             f"--cluster {config.cluster}: {_last_line(str(error))}; check --cluster-options (interface, log_directory)"
         ) from None
+
+
+def _cluster_class(name: str) -> Any:
+    """The class of dask_jobqueue, whose import would make Ctrl-C end the process without a word, with exit code 0."""
+    ours = signal.getsignal(signal.SIGINT)
+    try:
+        from dask_jobqueue import PBSCluster, SLURMCluster
+    finally:
+        signal.signal(signal.SIGINT, ours)
+    return SLURMCluster if name == "slurm" else PBSCluster
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from ingest.cluster.config import ClusterConfig, format_walltime, parse_options, parse_walltime
@@ -90,3 +93,14 @@ def test_a_walltime_is_written_as_slurm_and_pbs_read_it():
 )
 def test_who_builds_three_shards_in_words(config, words):
     assert config.describe(3) == words
+
+
+def test_the_queue_library_leaves_ctrl_c_to_the_command():
+    code = (
+        "import signal\n"
+        "from ingest.cluster.queue_pool import _cluster_class\n"
+        "before = signal.getsignal(signal.SIGINT)\n"
+        "print(_cluster_class('slurm').__name__, signal.getsignal(signal.SIGINT) is before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "SLURMCluster True\n"

@@ -31,7 +31,7 @@ def moved(image: nibabel.Nifti1Image, millimetres: float) -> nibabel.Nifti1Image
 
 def qc_of(shards: ShardSet, run_id: str) -> dict:
     entry = next(entry for entry in shards.runs if entry.run_id == run_id)
-    with (shards.folder / entry.shard).open("rb") as file:
+    with (Path(shards.location) / entry.shard).open("rb") as file:
         file.seek(entry.offset + 512)
         text = file.read(entry.num_bytes - 512)
     return json.JSONDecoder().raw_decode(text[: text.index(b"\0")].decode())[0]["qc"]

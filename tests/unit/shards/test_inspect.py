@@ -397,12 +397,14 @@ def test_a_full_disk_is_one_line(shard_set: str) -> None:
 
 
 def test_an_interruption_leaves_nothing_behind(
-    shard_set: str, say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shard_set: str, say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     def interrupted(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(ShardSet, "read_signal", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # dask_jobqueue, once imported, sets another
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     (tmp_path / "out").mkdir()
     code, out, err = say("export", shard_set, "sub-01", "--out", tmp_path / "out" / "x.nii.gz")
     assert code == EXIT_INTERRUPTED and out == "" and err.count("\n") == 1
