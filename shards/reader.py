@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 MISSING = frozenset({"", "n/a", "N/A", "NA", "nan", "NaN"})
 _KEPT_BYTES = 256 * 1024**2  # of chunk indices: about 50,000 runs of 1,200 frames; of gains and of intensities as well
 _ENTRY_BYTES = 200  # what a kept value costs beside its own bytes
-_stored, _frames = Room(), Room()
+_stored, _frames = Room(64 * 1024**2), Room(64 * 1024**2)  # windows; a whole run comes and goes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,7 +24,7 @@ from shards.format import BLOCK, MANIFEST, MAX_RUN_ID, Manifest, ShardInfo, vali
 from shards.room import Room
 from shards.values import Encoded
 
-_room = Room()
+_room = Room(2**40)  # a worker writes run after run
 TEMPORARY = ".partial-"
 """Prefix of the temporary files of this writer; one that outlives its process may be removed."""
 
