@@ -15,7 +15,7 @@ from shards.storage.cache import BlockCache, CacheConfig, CachedShard
 from shards.storage.local import LocalStorage
 from shards.storage.urls import UrlStorage
 
-_block = Room()
+_block = Room(64 * 1024**2)
 
 
 class RemoteStorage:
