@@ -26,10 +26,10 @@ from shards.format import (
     RUNS,
     Manifest,
     mask_identity,
-    runs_to_tsv,
     xxh3,
 )
 from shards.publish import describe
+from shards.runs_table import runs_to_tsv
 from shards.writer import TEMPORARY, write_atomic
 
 _log = logging.getLogger(__name__)

@@ -136,9 +136,10 @@ class WindowLoader:
         self.epoch = 0
         self.position = 0
         self.stats = LoaderStats()
-        self._order: tuple[int, order.Windows] = (0, self._recipe.windows(0))
-        self._num_windows = len(self._order[1])  # the same in every epoch
-        self.steps_per_epoch = order.num_steps(self._num_windows, self.global_batch, drop_last=not self._recipe.tiled)
+        self._order: tuple[int, order.Windows] | None = None
+        self.steps_per_epoch = order.num_steps(
+            self._recipe.num_windows, self.global_batch, drop_last=not self._recipe.tiled
+        )
         if not self.steps_per_epoch:
             raise UsageError(
                 f"{len(self._runs)} runs of at most {self._recipe.num_frames.max()} frames give less than one global "
@@ -236,7 +237,7 @@ class WindowLoader:
             "seed": self._recipe.seed,
             "global_batch": self.global_batch,
             "window_frames": self.window_frames,
-            "num_windows": self._num_windows,
+            "num_windows": self._recipe.num_windows,
             "pairs": self._recipe.pairs,
             "set_hash": self._set.manifest.set_hash,
             "runs_hash": xxh3(self._runs.astype("<i8").tobytes()),
@@ -291,7 +292,7 @@ class WindowLoader:
             self._slots.appendleft(pending.batch)
 
     def _submit(self, epoch: int, step: int) -> _Pending:
-        if self._order[0] != epoch:
+        if self._order is None or self._order[0] != epoch:
             self._order = epoch, self._recipe.windows(epoch)
         windows = self._order[1]
         batch = self._slots.popleft()

@@ -218,6 +218,13 @@ class Recipe:
             raise UsageError("weights: 0 for every run that is as long as the window; give some run a weight")
 
     @property
+    def num_windows(self) -> int:
+        """Windows of an epoch, the same in every epoch."""
+        if self.tiled:
+            return int((-(-self.num_frames // self.window_frames)).sum())
+        return int(natural_counts(self.num_frames, self.window_frames).sum()) * self.unit
+
+    @property
     def unit(self) -> int:
         """So many consecutive positions belong together."""
         return 2 if self.pairs and not self.tiled else 1
@@ -243,7 +250,7 @@ class Recipe:
         if self.weights is None:
             windows = training_windows(frames, lengths, self.seed, epoch)
         else:
-            count = int(natural_counts(frames, lengths).sum())
+            count = self.num_windows // self.unit
             windows = weighted_windows(frames, lengths, self.weights, count, self.seed, epoch)
         return paired(windows, frames, self.seed, epoch) if self.pairs else windows
 

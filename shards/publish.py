@@ -22,10 +22,10 @@ from shards.format import (
     ShardInfo,
     config_hash,
     mask_identity,
-    runs_to_tsv,
     xxh3,
 )
 from shards.mask import mask_to_nifti
+from shards.runs_table import runs_to_tsv
 from shards.writer import EncodedRun, Place, write_atomic, write_manifest
 
 _UNKNOWN = {"str": "", "int": 0, "float": math.nan, "bool": False}

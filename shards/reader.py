@@ -23,12 +23,12 @@ from shards.format import (
     Grid,
     Manifest,
     frames_per_chunk,
-    runs_from_tsv,
     xxh3,
 )
 from shards.mask import read_mask
 from shards.recent import Recent
 from shards.room import Room
+from shards.runs_table import runs_from_tsv
 from shards.sample import parse_meta, parse_statistics
 from shards.storage import Storage, open_storage
 from shards.tables import check_runs, participants_from_tsv

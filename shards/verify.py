@@ -11,8 +11,9 @@ from pathlib import Path
 
 from shards.chunks import codec_summary
 from shards.errors import CorruptShardError, FormatVersionError, StorageError, UsageError
-from shards.format import MANIFEST, MASK, PARTICIPANTS, RUNS, Manifest, RunEntry, ShardInfo, runs_from_tsv, xxh3
+from shards.format import MANIFEST, MASK, PARTICIPANTS, RUNS, Manifest, RunEntry, ShardInfo, xxh3
 from shards.mask import read_mask
+from shards.runs_table import runs_from_tsv
 from shards.shard_check import Problems, ShardCheck
 from shards.storage import Storage, open_storage
 from shards.strict import load_json, shown

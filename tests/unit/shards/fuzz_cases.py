@@ -23,8 +23,9 @@ from numcodecs import zstd
 
 from shards import reader
 from shards.errors import CorruptShardError, ShardError, UsageError
-from shards.format import MANIFEST, MASK, PARTICIPANTS, RUNS, Manifest, frames_per_chunk, runs_from_tsv, xxh3
+from shards.format import MANIFEST, MASK, PARTICIPANTS, RUNS, Manifest, frames_per_chunk, xxh3
 from shards.mask import read_mask
+from shards.runs_table import runs_from_tsv
 from shards.shard_check import ShardCheck
 from shards.tables import check_runs, participants_from_tsv
 from shards.values import Encoded

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from shards.errors import CorruptShardError, FormatVersionError, ShardError, UsageError
-from shards.format import Manifest, frames_per_chunk, run_id_from_entities, runs_from_tsv, runs_to_tsv, valid_run_id
+from shards.format import Manifest, frames_per_chunk, run_id_from_entities, valid_run_id
 from shards.reader import ShardSet
+from shards.runs_table import runs_from_tsv, runs_to_tsv
 
 
 def test_run_ids_follow_bids_order() -> None:

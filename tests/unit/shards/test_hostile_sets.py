@@ -110,7 +110,7 @@ def test_a_missing_key_is_named(folder: Path, key: str) -> None:
     [
         "../tiny-000000.tar",
         "/dev/zero",
-        "/tmp/tiny-000000.tar",
+        "/srv/tiny-000000.tar",
         "a/tiny-000000.tar",
         "..\\tiny-000000.tar",
         "tiny-000000.tar\0",

@@ -175,6 +175,23 @@ def test_pairs_stay_on_one_rank(world: int, per_rank: int, step: int) -> None:
     assert all((part[::2] + 1 == part[1::2]).all() and (part[::2] % 2 == 0).all() for part in parts)
 
 
+@given(lengths=LENGTHS, window=st.integers(1, 30), tiled=st.booleans(), pairs=st.booleans(), weighted=st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_the_number_of_windows_is_known_before_they_are_drawn(
+    lengths: list[int], window: int, tiled: bool, pairs: bool, weighted: bool
+) -> None:
+    if max(lengths) < window:
+        return
+    recipe = order.Recipe(
+        num_frames=np.array(lengths),
+        window_frames=np.full(len(lengths), window),
+        tiled=tiled,
+        pairs=pairs,
+        weights=np.ones(len(lengths)) if weighted else None,
+    )
+    assert {len(recipe.windows(epoch)) for epoch in range(3)} == {recipe.num_windows}
+
+
 @pytest.mark.parametrize("damaged", [{4}, {5}, {4, 5}, {4, 5, 10, 11, 12}])
 def test_two_rows_of_a_pair_find_the_same_pair_in_place_of_a_damaged_one(damaged: set[int]) -> None:
     recipe = order.Recipe(num_frames=np.array([200]), window_frames=np.array([10]), seed=1, pairs=True)
