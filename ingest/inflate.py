@@ -249,7 +249,12 @@ def _decode_symbols(source, source_stop, bits, count, out, out_stop, low, litlen
             if not entry & (END | NO_CODE):
                 bits, count = shift_right(bits, entry), count - entry
                 entry = load32(litlen + (((entry >> BASE) & 0x1FFF) + (bits & LITLEN_SECOND) << 2))
-                if entry & LITERAL:
+                if entry & LITERAL:  # written here: the loop may end before it comes to it, and its first bits are gone
+                    bits, count = shift_right(bits, entry), count - entry
+                    store8(out, entry >> 8)
+                    out += 1
+                    entry = load32(litlen + ((bits & LITLEN_MASK) << 2))
+                    source, bits, count = _refill(source, bits, count)
                     continue
             if entry & EXCEPTION:
                 if entry & END:

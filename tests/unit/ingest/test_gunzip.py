@@ -172,3 +172,15 @@ def test_many_more_damaged_streams_without_their_checksums():
         except (EOFError, GzipError):
             continue
         assert wanted is not None and found == wanted[: len(found)]
+
+
+def test_reads_that_end_before_a_literal_of_a_long_code() -> None:
+    """Bytes so skewed that rare ones have codes of 12 bits and more; every read size ends somewhere else among them."""
+    data = np.minimum(np.random.default_rng(0).geometric(0.03, 60_000), 255).astype(np.uint8).tobytes()
+    compressed = gzip.compress(data, 6)
+    for size in (1, 2, 3, 5, 7, 11, 13):
+        stream = Gunzip(io.BytesIO(compressed), size)
+        parts = []
+        while len(part := stream.read(size)):
+            parts.append(part.tobytes())
+        assert b"".join(parts) == data
