@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None, *, validate: Callable[..., float]) -
     """
     import tyro
 
-    from training.environment import rank_of_launcher
+    from training.environment import rank_of_launcher, tell
 
     first = rank_of_launcher() == 0
     try:
@@ -40,17 +40,21 @@ def main(argv: Sequence[str] | None = None, *, validate: Callable[..., float]) -
         _log_to_stderr(first)
         return _train(config, validate)
     except BoldstreamError as error:
-        if first:
-            print(f"error: {error}", file=sys.stderr)
+        tell(error)
         return error.exit_code
 
 
 def _train(config: TrainConfig, validate: Callable[..., float]) -> int:
     from shards.storage.local import raise_open_files_limit
+    from training.environment import raise_if_peer_lost
     from training.run import train
 
     raise_open_files_limit()
-    return train(config, validate)
+    try:
+        return train(config, validate)
+    except RuntimeError as error:
+        raise_if_peer_lost(error)
+        raise
 
 
 def _log_to_stderr(first: bool) -> None:

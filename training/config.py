@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shards.errors import UsageError
+from training.presets import PRESETS, SIZE_FLAGS, Architecture, PoolName, PresetName, check_architecture, with_flags
 
 EXIT_DIVERGED = 8
 EXIT_PREEMPTED = 85
@@ -22,48 +23,8 @@ NO_INIT = "none"
 FREE_ON_RESUME = frozenset(
     {"shards", "out", "init", "split", "resume", "threads", "log_every", "save_every", "keep_checkpoints"}
     | {"deepspeed_config", "local_rank", "cache", "cache_gb", "on_bad_data"}
+    | {"recompute", "compile", "channels_last", "describe"}
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Preset:
-    """A size of the model, and how each phase trains it; every value has a flag."""
-
-    latent: int
-    channels: tuple[int, ...]
-    blocks: int
-    width: int
-    depth: int
-    heads: int
-    batch_size: int
-    steps: tuple[int, int, int]
-    lr: tuple[float, float, float]
-
-
-PRESETS = {
-    "tiny": Preset(
-        latent=32,
-        channels=(32, 32),
-        blocks=1,
-        width=64,
-        depth=2,
-        heads=4,
-        batch_size=4,
-        steps=(120, 200, 40),
-        lr=(2e-3, 3e-3, 1e-4),
-    ),
-    "base": Preset(
-        latent=64,
-        channels=(64, 128, 256),
-        blocks=2,
-        width=384,
-        depth=8,
-        heads=6,
-        batch_size=16,
-        steps=(20000, 20000, 1000),
-        lr=(5e-4, 3e-4, 1e-4),
-    ),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +39,15 @@ class TrainConfig:
     """Phase to train."""
     shards: tuple[str, ...]
     """Folder or URL of the shard set; several with the same grid and mask are mixed."""
-    out: Path
-    """Run folder to write: configuration, split, log, checkpoints, weights."""
+    out: Path | None = None
+    """Run folder to write (required): configuration, split, log, checkpoints, weights."""
     init: str | None = None
     """Run folder of the phase before (phase 3 also takes a phase 1), or 'none' to start from nothing."""
-    preset: Literal["tiny", "base"] = "base"
-    """Size of the model and length of the training; single values below override it."""
+    preset: PresetName = "base"
+    """Size of the model and length of the training; single values below override it. tff and hackathon are the
+    ancestors' networks, kept to compare with."""
+    describe: bool = False
+    """Print parameters, FLOPs, activation memory and bytes of a window, and end; nothing is written."""
 
     target: str | None = None
     """Phase 3: column of participants.tsv to predict."""
@@ -124,6 +88,8 @@ class TrainConfig:
     seed: int = 0
     """Seed of weights, data order and frame masks."""
 
+    intensity: bool | None = None
+    """Feed the intensity (anatomy and signal) as a second channel beside the residual."""
     latent: int | None = None
     """Width of the frame latent."""
     channels: tuple[int, ...] | None = None
@@ -136,30 +102,58 @@ class TrainConfig:
     """Layers of the transformer."""
     heads: int | None = None
     """Attention heads; width must divide by 2 * heads."""
-    dropout: float = 0.0
+    dropout: float | None = None
     """Dropout of the transformer."""
+    recompute: bool = False
+    """Activation checkpointing: keep only the blocks' inputs and compute the rest again in the backward pass."""
+    compile: bool = False
+    """torch.compile the model; the first steps take a minute longer."""
+    channels_last: bool = False
+    """Lay the volumes out with channels last (faster convolutions on some GPUs)."""
 
-    pca_frames: int = 2048
-    """Phase 1: training frames whose principal components the autoencoder starts from; 0 starts at random."""
+    pca_frames: int | None = None
+    """Phase 1: training frames whose principal components the autoencoder starts from; 0 starts at random
+    (default 2048; the ancestors 0)."""
     loss: Literal["huber", "l1", "mse"] = "huber"
     """Phases 1 and 2: reconstruction loss inside the mask, on residuals (units of each voxel's SD)."""
     active_weight: float = 0.0
     """Phases 1 and 2: weight of the same loss on each frame's most active tenth of voxels."""
+    perceptual_weight: float = 0.0
+    """Phases 1 and 2: weight of TFF's perceptual loss (VGG16 features of axial slices)."""
+    perceptual_file: Path | None = None
+    """Weights of VGG16 in safetensors, torchvision's names; nothing is downloaded."""
+    perceptual_slices: float = 0.1
+    """Share of a frame's axial slices that the perceptual loss sees."""
     mask_fraction: float = 0.25
     """Phase 2: share of each window's frames that are hidden and to be reconstructed."""
     mask_span: int = 3
     """Phase 2: hidden frames come in stretches of this many."""
+    latent_weight: float | None = None
+    """Phase 2: weight of predicting the latents of hidden frames beside their voxels (default 1 if the encoder is
+    frozen, else 0)."""
+    ahead_weight: float = 1.0
+    """Phase 2: weight of expecting each frame's latent from the frames before it (not in the ancestors)."""
     contrast_weight: float = 0.0
     """Phase 2: weight of the contrast of neighbouring frames against all others (InfoNCE)."""
     contrast_temperature: float = 0.1
-    """Phase 2: temperature of that contrast."""
+    """Phase 2: temperature of the contrasts."""
+    pair_weight: float = 0.0
+    """Phase 2: weight of the contrast of two windows of a run against windows of others; batches then hold pairs."""
+    direction_weight: float = 0.0
+    """Phase 2: weight of telling each window from its time reversal."""
 
-    pool: Literal["cls", "mean", "moments"] = "moments"
-    """Phase 3: what the head sees of a window."""
-    encoder_lr_scale: float = 0.0
-    """Phase 3: learning rate of the encoder as a share of --lr; 0 keeps it frozen."""
-    sequence_lr_scale: float = 0.0
-    """Phase 3: learning rate of the transformer as a share of --lr; 0 keeps it frozen."""
+    pool: PoolName | None = None
+    """Phase 3: what the head sees of a window (default moments; the ancestors cls)."""
+    encoder_lr_scale: float | None = None
+    """Phases 2 and 3: learning rate of the encoder (phase 2: and decoder) as a share of --lr; 0 keeps it frozen
+    (default 0; 1 in the ancestors and in phase 2 without --init)."""
+    sequence_lr_scale: float | None = None
+    """Phase 3: learning rate of the transformer as a share of --lr; 0 keeps it frozen (default 0; 1 in the
+    ancestors)."""
+    layer_decay: float = 1.0
+    """Phase 3: each layer further from the head learns at this share of the next one's rate."""
+    thaw_at: float = 0.0
+    """Phase 3: encoder and transformer stay frozen for this share of the steps."""
     patience: int = 4
     """Phase 3: stop after this many validations without a better one."""
 
@@ -195,21 +189,30 @@ class TrainConfig:
     """Set by the deepspeed launcher; the environment decides."""
 
     def __post_init__(self) -> None:
+        if not self.describe:
+            self._check_presence()
+        self._check_exclusions()
+        self._check_numbers()
+
+    def _check_presence(self) -> None:
+        if self.out is None:
+            raise UsageError("--out DIR is missing, the run folder to write")
         if self.phase == 3 and self.target is None:
             raise UsageError("--phase 3 needs --target COLUMN, a column of participants.tsv")
+        if self.phase > 1 and self.init is None:
+            raise UsageError(f"--phase {self.phase} needs --init DIR, the run of the phase before, or --init none")
+
+    def _check_exclusions(self) -> None:
         if self.phase != 3 and self.target is not None:
             raise UsageError(f"--target {self.target} belongs to --phase 3, not to --phase {self.phase}")
         if self.phase == 1 and self.init not in (None, NO_INIT):
             raise UsageError(f"--init {self.init}: phase 1 starts from nothing; leave --init out")
-        if self.phase > 1 and self.init is None:
-            raise UsageError(f"--phase {self.phase} needs --init DIR, the run of the phase before, or --init none")
         if self.steps is not None and self.epochs is not None:
             raise UsageError(f"--steps {self.steps} and --epochs {self.epochs} exclude each other; give one")
         if self.shard_weights is not None and len(self.shard_weights) != len(self.shards):
             raise UsageError(f"--shard_weights: {len(self.shard_weights)} for {len(self.shards)} shard sets; one each")
         if self.split is not None and self.split_flags():
             raise UsageError(f"--split {self.split} and {self.split_flags()[0]} exclude each other; give one")
-        self._check_numbers()
 
     def _check_numbers(self) -> None:
         positive = ["batch_size", "accumulation", "latent", "blocks", "width", "depth", "heads", "mask_span"]
@@ -219,20 +222,28 @@ class TrainConfig:
             if value is not None and value < 1:
                 raise UsageError(f"--{name} {value}: must be at least 1")
         lowest = ("steps", "epochs", "lr", "weight_decay", "clip", "active_weight", "contrast_weight", "pca_frames")
-        for name in (*lowest, "seed", "encoder_lr_scale", "sequence_lr_scale", "cache_gb"):
+        more = ("perceptual_weight", "latent_weight", "ahead_weight", "pair_weight", "direction_weight")
+        for name in (*lowest, *more, "seed", "encoder_lr_scale", "sequence_lr_scale", "cache_gb"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise UsageError(f"--{name} {value}: must be a number >= 0")
-        for name in ("warmup", "mask_fraction", "dropout"):
-            if not 0 <= getattr(self, name) < 1:
+        for name in ("warmup", "mask_fraction", "dropout", "thaw_at"):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"--{name} {getattr(self, name)}: must lie in [0, 1)")
+        for name in ("layer_decay", "perceptual_slices"):
+            if not 0 < getattr(self, name) <= 1:
+                raise UsageError(f"--{name} {getattr(self, name)}: must lie in (0, 1]")
+        if self.perceptual_weight and self.perceptual_file is None:
+            raise UsageError(
+                f"--perceptual_weight {self.perceptual_weight} needs --perceptual_file, VGG16's weights in safetensors"
+            )
         if self.contrast_temperature <= 0:
             raise UsageError(f"--contrast_temperature {self.contrast_temperature}: must be above 0")
         if self.epochs == 0:
             raise UsageError("--epochs 0: must be above 0; phase 3 alone can do without gradient steps, by --steps 0")
         if self.phase < 3 and self.steps == 0:
             raise UsageError(f"--steps 0 is for phase 3 only (the closed-form probe), not for phase {self.phase}")
-        _check_architecture(architecture(self))
+        check_architecture(architecture(self))
 
     def split_flags(self) -> list[str]:
         """Flags that ask for a split to be made, as given."""
@@ -240,54 +251,42 @@ class TrainConfig:
         return [f"--{name}" for name in names if getattr(self, name) is not None]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Architecture:
-    """The numbers that, with a mask, rebuild a model."""
-
-    latent: int
-    channels: tuple[int, ...]
-    blocks: int
-    width: int
-    depth: int
-    heads: int
-    dropout: float
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Architecture:
-        """Rebuild from JSON."""
-        return cls(**(values | {"channels": tuple(values["channels"])}))
-
-
 def architecture(config: TrainConfig) -> Architecture:
     """The model's size: the preset's, with single flags on top."""
-    preset = asdict(PRESETS[config.preset])
-    names = ("latent", "channels", "blocks", "width", "depth", "heads")
-    given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
-    return Architecture(**({name: preset[name] for name in names} | given), dropout=config.dropout)
+    given = {name: getattr(config, name) for name in SIZE_FLAGS if getattr(config, name) is not None}
+    return with_flags(config.preset, given)
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
     """The same configuration with the preset's values written out; `steps` stays None under --epochs."""
-    preset = PRESETS[config.preset]
-    size = {name: value for name, value in asdict(architecture(config)).items() if name != "dropout"}
-    resolved = replace(
-        config,
-        **size,
-        batch_size=config.batch_size or preset.batch_size,
-        lr=preset.lr[config.phase - 1] if config.lr is None else config.lr,
-    )
-    if config.steps is None and config.epochs is None:
-        resolved = replace(resolved, steps=preset.steps[config.phase - 1])
-    return resolved
+    preset, size = PRESETS[config.preset], architecture(config)
+    defaults = {
+        "pool": preset.pool,
+        "pca_frames": preset.pca_frames,
+        "batch_size": preset.batch_size[config.phase - 1],
+        "lr": preset.lr[config.phase - 1],
+        **_what_learns(config, size),
+    }
+    if config.epochs is None:
+        defaults["steps"] = preset.steps[config.phase - 1]
+    missing = {name: value for name, value in defaults.items() if getattr(config, name) is None}
+    return replace(config, **{name: getattr(size, name) for name in SIZE_FLAGS}, **missing)
+
+
+def _what_learns(config: TrainConfig, size: Architecture) -> dict[str, float]:
+    """Rates of the parts that come from an earlier phase, and the objective that needs them to stand still."""
+    ancestor = size.family == "ancestor"
+    from_nothing = config.phase == 2 and config.init == NO_INIT
+    encoder = config.encoder_lr_scale
+    if encoder is None:
+        encoder = 1.0 if ancestor or from_nothing else 0.0
+    return {
+        "encoder_lr_scale": encoder,
+        "sequence_lr_scale": 1.0 if ancestor else 0.0,
+        "latent_weight": 1.0 if config.phase == 2 and encoder == 0 else 0.0,
+    }
 
 
 def to_json(config: TrainConfig) -> dict[str, Any]:
     """The configuration as JSON values."""
     return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
-
-
-def _check_architecture(size: Architecture) -> None:
-    if size.width % (2 * size.heads):
-        raise UsageError(f"--width {size.width} --heads {size.heads}: the width must divide by twice the heads")
-    if len(size.channels) < 2 or any(c < 8 or c % 8 for c in size.channels):
-        raise UsageError(f"--channels {size.channels}: at least two stages, each a multiple of 8")

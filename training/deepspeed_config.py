@@ -1,8 +1,4 @@
-"""DeepSpeed's JSON: read, checked, its "auto" values filled from the flags.
-
-DeepSpeed ignores top-level keys that it does not know and some combinations train wrongly; both are
-refused here, before anything starts.
-"""
+"""DeepSpeed's JSON: read, checked (`training.deepspeed_rules`), its "auto" values filled from the flags."""
 
 from __future__ import annotations
 
@@ -12,42 +8,9 @@ from typing import Any
 
 from shards.errors import UsageError
 from training.config import TrainConfig
+from training.deepspeed_rules import check_by_deepspeed, check_rules
+from training.deepspeed_rules import zero_stage as zero_stage
 
-ALLOWED = frozenset(
-    {
-        "activation_checkpointing",
-        "aio",
-        "bf16",
-        "checkpoint",
-        "comms_logger",
-        "communication_data_type",
-        "compile",
-        "csv_monitor",
-        "data_types",
-        "disable_allgather",
-        "dump_state",
-        "flops_profiler",
-        "fp16",
-        "gradient_accumulation_steps",
-        "gradient_clipping",
-        "gradient_predivide_factor",
-        "log_level",
-        "memory_breakdown",
-        "optimizer",
-        "prescale_gradients",
-        "scheduler",
-        "steps_per_print",
-        "tensorboard",
-        "torch_autocast",
-        "train_batch_size",
-        "train_micro_batch_size_per_gpu",
-        "wall_clock_breakdown",
-        "wandb",
-        "zero_allow_untested_optimizer",
-        "zero_force_ds_cpu_optimizer",
-        "zero_optimization",
-    }
-)
 BETAS = (0.9, 0.95)
 EPS = 1e-8
 DEFAULT: dict[str, Any] = {
@@ -82,13 +45,7 @@ def read_deepspeed_config(path: Path | None) -> dict[str, Any]:
         raise UsageError(f"--deepspeed_config {path}: {error}; give one such as those in deepspeed_configs/") from None
     if not isinstance(values, dict):
         raise UsageError(f"--deepspeed_config {path}: not a JSON object; give one such as those in deepspeed_configs/")
-    unknown = sorted(set(values) - ALLOWED)
-    if unknown:
-        raise UsageError(
-            f"--deepspeed_config {path}: unknown key {unknown[0]!r}; allowed are {', '.join(sorted(ALLOWED))}"
-        )
-    _check_sections(values, path)
-    _check_precision(values, path)
+    check_rules(values, f"--deepspeed_config {path}")
     return values
 
 
@@ -119,10 +76,13 @@ def fill(values: dict[str, Any], config: TrainConfig, world_size: int) -> dict[s
         "optimizer.params.betas": list(BETAS),
         "optimizer.params.eps": EPS,
         "optimizer.params.weight_decay": config.weight_decay,
-        "tensorboard.output_path": str(config.out),
-        "tensorboard.job_name": "tensorboard",
+        **_monitor_values(config),
     }
     filled = _fill(values, known, "")
+    for path, value in _monitor_values(config).items():
+        section, key = path.split(".")
+        if section in filled:
+            filled[section].setdefault(key, value)
     for key in REQUIRED:
         filled.setdefault(key, known[key])
     for path in (*REQUIRED, "optimizer.params.lr", "optimizer.params.weight_decay"):
@@ -150,24 +110,42 @@ def with_its_batch(config: TrainConfig, values: dict[str, Any]) -> TrainConfig:
     return config
 
 
-def zero_stage(values: dict[str, Any]) -> int:
-    """ZeRO stage of a DeepSpeed configuration."""
-    return int(values.get("zero_optimization", {}).get("stage", 0))
-
-
 def check_device(values: dict[str, Any], device_type: str) -> None:
-    """Refuse fp16 where the device cannot do it."""
-    if values.get("fp16", {}).get("enabled") and device_type == "cpu":
-        raise UsageError("--deepspeed_config: fp16 is not supported on CPU; use a bf16 or fp32 configuration")
+    """Refuse what this device, or DeepSpeed itself, does not take; needs the process group's accelerator.
+
+    Parameters
+    ----------
+    values
+        From `read_deepspeed_config`.
+    device_type
+        `cpu`, `cuda`, ...; how the message names it.
+
+    Raises
+    ------
+    UsageError
+        A precision that the device lacks, or a section that DeepSpeed refuses.
+    """
+    from deepspeed.accelerator import get_accelerator
+
+    check_by_deepspeed(values)
+    supported = {"fp16": get_accelerator().is_fp16_supported, "bf16": get_accelerator().is_bf16_supported}
+    for name, is_supported in supported.items():
+        if values.get(name, {}).get("enabled") and not is_supported():
+            other = "bf16 or fp32" if name == "fp16" else "fp16 or fp32"
+            raise UsageError(f"--deepspeed_config: {name} is not supported on this {device_type}; use {other}")
 
 
-def _check_sections(values: dict[str, Any], path: Path) -> None:
-    for name in ("bf16", "fp16", "zero_optimization", "optimizer", "scheduler"):
-        if name in values and not isinstance(values[name], dict):
-            raise UsageError(f"--deepspeed_config {path}: {name} is {values[name]!r}, must be a JSON object")
-    stage = values.get("zero_optimization", {}).get("stage", 0)
-    if stage not in (0, 1, 2, 3):
-        raise UsageError(f"--deepspeed_config {path}: ZeRO stage {stage!r}, allowed are 0, 1, 2, 3")
+def _monitor_values(config: TrainConfig) -> dict[str, str]:
+    """Where the monitors write, unless the JSON says otherwise: into the run folder."""
+    out = config.out or Path()
+    return {
+        "tensorboard.output_path": str(out),
+        "tensorboard.job_name": "tensorboard",
+        "csv_monitor.output_path": str(out),
+        "csv_monitor.job_name": "csv",
+        "wandb.project": "boldstream",
+        "wandb.group": out.name,
+    }
 
 
 def _at(values: dict[str, Any], path: str) -> Any:
@@ -176,15 +154,6 @@ def _at(values: dict[str, Any], path: str) -> Any:
     for key in path.split("."):
         found = found.get(key) if isinstance(found, dict) else None
     return found
-
-
-def _check_precision(values: dict[str, Any], path: Path) -> None:
-    half = [name for name in ("bf16", "fp16") if values.get(name, {}).get("enabled")]
-    if half and zero_stage(values) == 0:
-        raise UsageError(
-            f"--deepspeed_config {path}: {half[0]} with ZeRO stage 0 takes a wrong first Adam step in DeepSpeed 0.19; "
-            'set "zero_optimization": {"stage": 1}'
-        )
 
 
 def _fill(value: Any, known: dict[str, Any], path: str) -> Any:

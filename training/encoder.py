@@ -72,6 +72,8 @@ class WideLinear(nn.Linear):
 class ResidualBlock(nn.Module):
     """`x + conv(gelu(norm(conv(gelu(norm(x))))))` with group normalisation."""
 
+    recomputable = True
+
     def __init__(self, channels: int, extent: Extent) -> None:
         super().__init__()
         groups = max(1, channels // CHANNELS_PER_GROUP)
@@ -89,12 +91,14 @@ class ResidualBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Volume `[N, 1, X, Y, Z]` -> latent `[N, D]`.
+    """Volume `[N, C, X, Y, Z]` -> latent `[N, D]`.
 
     Parameters
     ----------
     crop
         Geometry of the dense volume.
+    input_channels
+        C: 1, the residual, or 2 with the intensity.
     channels
         Width of each stage; the first is the stem's. Multiples of 8, at least two stages.
     blocks
@@ -103,10 +107,12 @@ class Encoder(nn.Module):
         D.
     """
 
-    def __init__(self, *, crop: Crop, channels: tuple[int, ...], blocks: int, latent: int) -> None:
+    def __init__(
+        self, *, crop: Crop, channels: tuple[int, ...], blocks: int, latent: int, input_channels: int = 1
+    ) -> None:
         super().__init__()
         extents = stage_extents(crop.patches, len(channels))
-        self.stem = nn.Conv3d(1, channels[0], crop.stride, stride=crop.stride)
+        self.stem = nn.Conv3d(input_channels, channels[0], crop.stride, stride=crop.stride)
         self.trunk = WideLinear(channels[0] * math.prod(crop.patches), latent)
         stages: list[nn.Module] = []
         for i in range(1, len(channels)):
@@ -115,8 +121,8 @@ class Encoder(nn.Module):
         self.tower = nn.Sequential(*stages)
         self.to_latent = zeroed(WideLinear(channels[-1] * math.prod(extents[-1]), latent))
 
-    def forward(self, volume_N1XYZ: Tensor) -> Tensor:
-        x_NCPQR = self.stem(volume_N1XYZ)
+    def forward(self, volume_NCXYZ: Tensor) -> Tensor:
+        x_NCPQR = self.stem(volume_NCXYZ)
         return self.trunk(x_NCPQR.flatten(1)) + self.to_latent(self.tower(x_NCPQR).flatten(1))
 
 

@@ -1,4 +1,4 @@
-"""Where this process stands among the others: one start-up for python, deepspeed, torchrun and srun.
+"""Where this process stands among the others: one start-up for python, deepspeed, torchrun, srun and mpiexec.
 
 DeepSpeed wants five variables whatever the launcher, compiles C++ on CPU that training never uses,
 and writes to standard output; all three are settled here, before its import.
@@ -11,14 +11,24 @@ import logging
 import os
 import socket
 import subprocess
+import sys
+import time
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
-from shards.errors import UsageError
+from shards.errors import BoldstreamError, UsageError
 
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+MPI_RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")
+MPI_LOCAL_RANK = ("OMPI_COMM_WORLD_LOCAL_RANK", "PMI_LOCAL_RANK", "PALS_LOCAL_RANKID", "MPI_LOCALRANKID")
+MPI_LOCAL_SIZE = ("OMPI_COMM_WORLD_LOCAL_SIZE", "PMI_LOCAL_SIZE", "MPI_LOCALNRANKS")
+DEFAULT_PORT = 29500
+GRACE_S = 3.0
+# how gloo and NCCL say that another rank is gone
+LOST = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +49,31 @@ class Place:
 
 def rank_of_launcher() -> int:
     """This process's rank as the launcher tells it, before anything is initialised."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    return int(_first_set("RANK", *MPI_RANK, "SLURM_PROCID") or 0)
+
+
+class PeerLostError(BoldstreamError):
+    """Another rank ended, so this one cannot go on."""
+
+
+def raise_if_peer_lost(error: RuntimeError) -> None:
+    """Raise a `PeerLostError` in place of a collective's failure that only follows another rank's end."""
+    found = next((sign for sign in LOST if sign in str(error)), None)
+    if found is not None:
+        raise PeerLostError(f"another rank has ended ({found}); what it said, or its launcher, tells why") from None
+
+
+def tell(error: BoldstreamError) -> None:
+    """Print an error as one line: rank 0 at once, another rank if it is not ended along with rank 0.
+
+    What is wrong for all ranks is told once that way, and what goes wrong on one alone is not lost.
+    """
+    rank = rank_of_launcher()
+    if rank == 0:
+        print(f"error: {error}", file=sys.stderr)
+        return
+    time.sleep(GRACE_S)
+    print(f"error on rank {rank} ({socket.gethostname()}): {error}", file=sys.stderr, flush=True)
 
 
 def enter(timeout_s: float = 1800.0) -> Place:
@@ -95,20 +129,86 @@ def _leave() -> None:
 
 
 def _launcher_variables() -> None:
-    """Set the variables of `LAUNCHER_VARIABLES` from srun's, or for a single process."""
+    """Set the variables of `LAUNCHER_VARIABLES` from those of srun or mpiexec, or for a single process."""
     env = os.environ
-    if "RANK" not in env and "SLURM_PROCID" in env and "SLURM_STEP_NUM_TASKS" in env:
-        env.update(RANK=env["SLURM_PROCID"], WORLD_SIZE=env["SLURM_STEP_NUM_TASKS"], LOCAL_RANK=env["SLURM_LOCALID"])
-        env.setdefault("MASTER_PORT", str(20000 + int(env["SLURM_JOB_ID"]) % 20000))
-        if "MASTER_ADDR" not in env:
-            env["MASTER_ADDR"] = _first_host(env["SLURM_STEP_NODELIST"])
-    elif "RANK" not in env:
+    if "RANK" not in env and not (_from_open_mpi() or _from_srun() or _from_pmi()):
         env.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
         env.setdefault("MASTER_ADDR", "127.0.0.1")
         env.setdefault("MASTER_PORT", str(_free_port()))
     missing = [name for name in LAUNCHER_VARIABLES if name not in env]
     if missing:
-        raise UsageError(f"RANK is set but {', '.join(missing)} is not; start with deepspeed, torchrun, srun or python")
+        raise UsageError(
+            f"RANK is set but {', '.join(missing)} is not; start with deepspeed, torchrun, srun, mpiexec or python"
+        )
+
+
+def _from_open_mpi() -> bool:
+    """Before srun's: mpirun starts its own daemons by srun, and their variables are inherited."""
+    if "OMPI_COMM_WORLD_RANK" not in os.environ:
+        return False
+    _set_from_mpi("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")
+    return True
+
+
+def _from_srun() -> bool:
+    env = os.environ
+    if "SLURM_PROCID" not in env or "SLURM_STEP_NUM_TASKS" not in env:
+        return False
+    if env.get("PMI_SIZE", env["SLURM_STEP_NUM_TASKS"]) != env["SLURM_STEP_NUM_TASKS"]:
+        return False  # mpiexec inside a job: srun started its daemons, not these ranks
+    env.update(RANK=env["SLURM_PROCID"], WORLD_SIZE=env["SLURM_STEP_NUM_TASKS"], LOCAL_RANK=env["SLURM_LOCALID"])
+    _meeting_point()
+    return True
+
+
+def _from_pmi() -> bool:
+    """MPICH, Intel MPI, and HPE's PALS on PBS machines such as Polaris."""
+    if "PMI_RANK" not in os.environ or "PMI_SIZE" not in os.environ:
+        return False
+    _set_from_mpi("PMI_RANK", "PMI_SIZE")
+    return True
+
+
+def _set_from_mpi(rank: str, size: str) -> None:
+    env = os.environ
+    local = _first_set(*MPI_LOCAL_RANK) or ("0" if env[size] == "1" else None)
+    if local is None:
+        raise UsageError(f"{rank} is set but none of {', '.join(MPI_LOCAL_RANK)}; export LOCAL_RANK for each process")
+    env.update(RANK=env[rank], WORLD_SIZE=env[size], LOCAL_RANK=local)
+    per_node = _first_set(*MPI_LOCAL_SIZE)
+    if per_node is not None:
+        env.setdefault("LOCAL_WORLD_SIZE", per_node)
+    _meeting_point()
+
+
+def _meeting_point() -> None:
+    """Address and port that all ranks of a job agree on without talking to each other."""
+    env = os.environ
+    job = "".join(filter(str.isdigit, (_first_set("SLURM_JOB_ID", "PBS_JOBID") or "").split(".")[0]))
+    env.setdefault("MASTER_PORT", str(20000 + int(job) % 20000 if job else DEFAULT_PORT))
+    if "MASTER_ADDR" in env:
+        return
+    if env.get("LOCAL_WORLD_SIZE") == env["WORLD_SIZE"]:
+        env["MASTER_ADDR"] = "127.0.0.1"
+    elif "PBS_NODEFILE" in env:
+        env["MASTER_ADDR"] = _first_line(env["PBS_NODEFILE"])
+    elif nodelist := _first_set("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST"):
+        env["MASTER_ADDR"] = _first_host(nodelist)
+    else:
+        raise UsageError(
+            "several nodes, and no job that names them; export MASTER_ADDR, the name of the first rank's node"
+        )
+
+
+def _first_set(*names: str) -> str | None:
+    return next((os.environ[name] for name in names if name in os.environ), None)
+
+
+def _first_line(path: str) -> str:
+    try:
+        return Path(path).read_text().split()[0]
+    except (OSError, IndexError) as error:
+        raise UsageError(f"PBS_NODEFILE {path}: {error}; export MASTER_ADDR, the first node's name") from None
 
 
 def _first_host(nodelist: str) -> str:

@@ -1,11 +1,11 @@
-"""Weights that travel: `model.safetensors` and `model.json`, which execute nothing when read."""
+"""Weights that travel: `model.safetensors` and `model.json`, which rebuild the model and execute nothing when read."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,8 @@ from shards.errors import CorruptShardError, FormatVersionError, MismatchError, 
 from shards.format import xxh3
 from shards.splits import Split, load_split
 from shards.writer import write_atomic
-from training.config import Architecture
 from training.model import BoldModel
+from training.presets import Architecture, PoolName
 
 WEIGHTS = "model.safetensors"
 MODEL = "model.json"
@@ -24,6 +24,8 @@ SPLIT = "split.json"
 TARGET = "target.json"
 FORMAT_NAME = "boldstream-model"
 FORMAT_VERSION = 1
+# buffers that the first models did not have; as a new model has them they change nothing
+ADDED_LATER = frozenset({"window_scale"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +62,7 @@ def save_model(folder: Path, model: BoldModel, weights: dict[str, Tensor], facts
     weights
         Full float32 state.
     facts
-        Identity: mask, shard set and split hashes, step, and what else the run wants to say.
+        Mask, shard set and split hashes, step, window, phase 3's target, and what else the run wants to say.
     """
     from safetensors.torch import save
 
@@ -120,20 +122,67 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def build_model(description: dict[str, Any], weights: dict[str, Tensor]) -> BoldModel:
-    """The model that `weights` belong to; they carry the mask."""
-    model = BoldModel(
-        size=Architecture.from_dict(description["architecture"]),
-        mask_XYZ=weights["volume.mask"].numpy().astype(bool),
-        phase=description["phase"],
-        pool=description["pool"] or "moments",
-        num_outputs=description["num_outputs"],
-    )
-    model.load_state_dict(weights)
+    """The model that `weights` belong to; they carry the mask.
+
+    Raises
+    ------
+    CorruptShardError
+        The description misses something, says something impossible, or is of other weights.
+    """
+    try:
+        if description["pool"] not in (None, *get_args(PoolName)):
+            raise ValueError(f"pool {description['pool']!r}")
+        model = BoldModel(
+            size=Architecture.from_dict(description["architecture"]),
+            mask_XYZ=weights["volume.mask"].numpy().astype(bool),
+            phase=description["phase"],
+            pool=description["pool"] or "moments",
+            num_outputs=description["num_outputs"],
+            direction="direction.read.weight" in weights,
+        )
+        later = {name: value for name, value in model.state_dict().items() if name in ADDED_LATER}
+        model.load_state_dict(later | weights)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = str(error).strip().replace("\n", " ")[:300]
+        raise CorruptShardError(
+            f"{MODEL} does not describe the weights beside it ({type(error).__name__}: {reason}); restore both, update "
+            "boldstream if a later version wrote them, or train again"
+        ) from None
     return model
 
 
+def rebuild(folder: str | Path, device: str | torch.device = "cpu") -> tuple[BoldModel, dict[str, Any]]:
+    """The model, from `model.safetensors` and `model.json` alone.
+
+    Parameters
+    ----------
+    folder
+        Where the two files are, and nothing else need be.
+    device
+        Where to put the model.
+
+    Returns
+    -------
+    model
+        In evaluation mode.
+    description
+        Content of `model.json`: phase, architecture, window, phase 3's target, and hashes of the mask, shard set
+        and split that it was trained on.
+
+    Raises
+    ------
+    UsageError
+        No model there.
+    ShardError
+        Damaged, or of an unknown version.
+    """
+    folder = Path(folder)
+    description = read_description(folder)
+    return build_model(description, read_weights(folder)).eval().to(device), description
+
+
 def load_model(folder: str | Path, device: str | torch.device = "cpu") -> LoadedModel:
-    """Load the trained model of a run folder.
+    """Load the trained model of a run folder, with the run's split and configuration.
 
     Parameters
     ----------
@@ -152,8 +201,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Loaded
         The folder's split is not the one that the model was trained with.
     """
     folder = Path(folder)
-    description = read_description(folder)
-    model = build_model(description, read_weights(folder)).eval().to(device)
+    model, description = rebuild(folder, device)
     split = load_split(folder / SPLIT)
     if split.hash != description["split_hash"]:
         raise MismatchError(

@@ -1,12 +1,21 @@
 """Phase 3: a probe in closed form on the frozen tokens, then gradient steps that must beat it.
 
-Shapes: B window, L frame, D latent, W width, F feature, K output, S subject.
+The model's answer about a subject is the average of its windows' outputs, and the probe's logits are right for that
+average. One window of some seconds is a far noisier witness: taken at its word it is wrong with great confidence,
+and a loss on it would first of all shrink the head. So the loss of a window takes its output as far as it can be
+trusted: what it says beyond the prior counts `window_scale` = gap / (spread + noise) of its size, the slope of a
+linear discriminant of windows: gap is the distance of the classes' mean outputs and spread the variance inside
+classes, both of left-out subjects, and noise the variance of windows about their subject. (Of a measure: covariance
+with the truth, and variance.) It is one number, fitted in closed form with the probe. The loss stays one of single
+windows, so that an optimizer step does not depend on how its windows are cut into batches and ranks.
+
+Shapes: B window, F feature, K output, S subject.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,9 +27,10 @@ from torch.nn import functional as F
 from shards.errors import UsageError
 from shards.loader import Batch, WindowLoader
 from shards.reader import ShardSet
-from training.collective import first_rank_does, gather, sum_over_ranks
+from training.collective import first_rank_does, gather
 from training.config import TrainConfig
 from training.environment import Place
+from training.features import collect, mean_and_covariance, subject_features, window_noise
 from training.model import BoldModel, inputs_of
 from training.predict import subject_means, window_outputs
 from training.pretraining import Forward, Losses
@@ -69,6 +79,7 @@ class Finetuning:
         self.numbers = {**train, **val}
         weigh = config.class_weights and target.kind != "regression"
         self.level_weight = level_weights(target, list(train.values())) if weigh else None
+        self.prior_K = torch.from_numpy(_prior(target, train, self.level_weight)).float()
 
     def prepare(self, model: BoldModel, loader: WindowLoader) -> dict[str, Any]:
         """Fit whitening, feature scales and probe, and write them into the model.
@@ -86,16 +97,25 @@ class Finetuning:
             What the probe chose and how well it does, for the log.
         """
         model.to(self.place.device).eval()
-        windows = _collect(model, loader, self.place)
-        model.pool.fit_whitening(*_mean_and_covariance(windows, model.size.latent, self.place))
-        features = _subject_features(model, windows, self.shard_set, self.place)
+        windows = collect(model, loader, self.place)
+        model.pool.fit_whitening(*mean_and_covariance(windows, model.size.latent, self.place))
+        features = subject_features(model, windows, self.shard_set, self.place)
 
         def fit() -> dict[str, Any]:
             return self._fit_probe(model, features)
 
         found = first_rank_does(fit, self.place)
-        state = found.pop("state")
+        state, gap, spread = (found.pop(name) for name in ("state", "gap", "spread"))
         model.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()}, strict=False)
+        noise = window_noise(model, windows, features, self.shard_set, self.place)
+        found["window_scale"] = min(1.0, max(gap, spread) / (spread + noise)) if spread + noise > 0 else 1.0
+        model.window_scale.fill_(found["window_scale"])
+        logger.info(
+            "probe of %d subjects: %s; leave-one-out score %.3f",
+            found["num_subjects"],
+            ", ".join(f"{name} {share:.2f}" for name, share in found["features"].items()),
+            found["loo_score"],
+        )
         return found
 
     def _fit_probe(self, model: BoldModel, features: Mapping[str, Floats]) -> dict[str, Any]:
@@ -104,15 +124,15 @@ class Finetuning:
         number_S = np.array([self.train[subject] for subject in subjects])
         target = self.target
         probe = fit_probe(x_SF, _regressand(target, number_S), model.pool.groups)
-        weight_KF, bias_K = probe.weight, probe.bias
-        if target.kind != "regression":
+        shift_K, spread_K = np.zeros(target.num_outputs), np.ones(target.num_outputs)
+        slope_K, offset_K = spread_K, shift_K
+        if target.kind == "regression":
+            shift_K, spread_K = np.array([target.mean]), np.array([target.std])
+        else:
             sample_weight = None if self.level_weight is None else self.level_weight[number_S.astype(int)]
             slope_K, offset_K = calibrate(probe.loo_score, _regressand(target, number_S), sample_weight)
-            weight_KF, bias_K = weight_KF * slope_K[:, None], bias_K * slope_K + offset_K
+        weight_KF, bias_K = probe.weight * slope_K[:, None], probe.bias * slope_K + offset_K
         mean_F, scale_F = _feature_scale(x_SF, model)
-        shift_K, spread_K = np.zeros(target.num_outputs), np.ones(target.num_outputs)
-        if target.kind == "regression":
-            shift_K[:], spread_K[:] = target.mean, target.std
         state = {
             "pool.feature_mean": mean_F,
             "pool.feature_scale": scale_F,
@@ -121,23 +141,37 @@ class Finetuning:
             "output_scale": spread_K,
             "output_shift": shift_K,
         }
-        loo_output = probe.loo_score * spread_K + shift_K
+        loo_output = (probe.loo_score * slope_K + offset_K) * spread_K + shift_K
+        gap, spread = _gap_and_spread(loo_output, number_S, target)
         return {
+            "gap": gap,
+            "spread": spread,
             "state": {name: value.astype(np.float32) for name, value in state.items()},
-            "features": probe.features,
-            "dimensions": probe.dimensions,
-            "penalty": probe.penalty,
+            "features": probe.shares,
             "loo_error": probe.loo_error,
             "loo_score": self.score(number_S, loo_output, target.kind),
             "num_subjects": len(subjects),
         }
 
+    def turns(self, forward: Forward, batches: Iterator[Batch], step: int) -> Iterator[tuple[Batch, Losses]]:
+        """Losses of each of an optimizer step's batches; one at a time, since the loader reuses its tensors."""
+        for _ in range(self.config.accumulation):
+            batch = next(batches)
+            yield batch, self.losses(forward, batch, step)
+
     def losses(self, forward: Forward, batch: Batch, step: int) -> Losses:
-        """Cross-entropy of logits, or squared error in units of the training subjects' SD, per window."""
+        """Cross-entropy, or squared error in the training subjects' SD, of what each window is trusted with."""
         del step
-        output_BK = forward(**inputs_of(batch, self.place.device))["output"]
+        found = forward(**inputs_of(batch, self.place.device))
+        prior_K = self.prior_K.to(found["output"].device)
+        trusted_BK = prior_K + found["window_scale"] * (found["output"] - prior_K)
         numbers = [self.numbers[self.shard_set.runs[run].subject] for run in batch.run.tolist()]
-        number_B = torch.tensor(numbers, dtype=torch.float32, device=output_BK.device)
+        loss_B = self._loss(trusted_BK, torch.tensor(numbers, device=trusted_BK.device))
+        return Losses(per_window=loss_B, terms={"target": loss_B.detach().mean()})
+
+    def _loss(self, output_BK: Tensor, number_B: Tensor) -> Tensor:
+        """Loss of each row, in units that need no scale: nats, or squared SDs of the training subjects."""
+        number_B = number_B.to(output_BK)
         if self.target.kind == "regression":
             loss_B = ((output_BK[:, 0] - number_B) / self.target.std).square()
         elif self.target.kind == "binary":
@@ -145,12 +179,11 @@ class Finetuning:
         else:
             loss_B = F.cross_entropy(output_BK, number_B.long(), reduction="none")
         if self.level_weight is not None:
-            weights = torch.from_numpy(self.level_weight).to(loss_B)
-            loss_B = loss_B * weights[number_B.long()]
-        return Losses(per_window=loss_B, terms={"target": loss_B.detach().mean()})
+            loss_B = loss_B * torch.from_numpy(self.level_weight).to(loss_B)[number_B.long()]
+        return loss_B
 
     def validate(self, forward: Forward) -> dict[str, float]:
-        """Score of the validation subjects, each frame of theirs seen once."""
+        """Of the validation subjects, each frame of theirs seen once: score, and mean loss of their outputs."""
 
         def output(inputs: dict[str, Any]) -> Tensor:
             return forward(**inputs)["output"]
@@ -158,7 +191,9 @@ class Finetuning:
         rows = window_outputs(output, self.shard_set, self.val_loader, self.place.device)
         means = subject_means([row for part in gather(rows, self.place) for row in part])
         truth_S = np.array([self.val[subject] for subject in means])
-        return {"score": self.score(truth_S, np.stack(list(means.values())), self.target.kind)}
+        output_SK = np.stack(list(means.values()))
+        loss_S = self._loss(torch.from_numpy(output_SK), torch.from_numpy(truth_S))
+        return {"score": self.score(truth_S, output_SK, self.target.kind), "loss": float(loss_S.mean())}
 
 
 def check_subjects(target: Target, train: Mapping[str, float], val: Mapping[str, float]) -> None:
@@ -180,6 +215,31 @@ def _regressand(target: Target, number_S: Floats) -> Floats:
     return np.where(number_S[:, None] == np.arange(target.num_outputs), 1.0, -1.0)
 
 
+def _prior(target: Target, train: Mapping[str, float], level_weight: Floats | None) -> Floats:
+    """What to say of a subject before seeing it, `(K,)`: the logit of each level's (weighted) share, or the mean."""
+    if target.kind == "regression":
+        return np.array([target.mean])
+    share = np.bincount(np.array(list(train.values()), int), minlength=len(target.levels)).astype(float)
+    share = share * (1.0 if level_weight is None else level_weight)
+    logit = np.log(share) - np.log(share.sum() - share)
+    return logit[-1:] if target.kind == "binary" else logit
+
+
+def _gap_and_spread(output_SK: Floats, number_S: Floats, target: Target) -> tuple[float, float]:
+    """How far apart left-out outputs put the classes, and their variance inside classes, summed over outputs.
+
+    Where left-out outputs are on the wrong side the gap is negative; `prepare` takes the spread for it then, which it
+    equals for logits that are right.
+    """
+    if target.kind == "regression":
+        return float(np.cov(output_SK[:, 0], number_S, bias=True)[0, 1]), float(output_SK.var())
+    levels = range(len(target.levels))
+    wanted = levels[1:] if target.kind == "binary" else levels
+    gap = sum(output_SK[number_S == k, i].mean() - output_SK[number_S != k, i].mean() for i, k in enumerate(wanted))
+    inside = [output_SK[number_S == k] - output_SK[number_S == k].mean(0) for k in levels]
+    return float(gap), float(np.square(np.concatenate(inside)).sum(1).mean())
+
+
 def _feature_scale(x_SF: Floats, model: BoldModel) -> tuple[Floats, Floats]:
     """Mean of each feature, and a factor for each group that brings its total variance over subjects to 1."""
     scale_F = np.ones(x_SF.shape[1])
@@ -187,60 +247,3 @@ def _feature_scale(x_SF: Floats, model: BoldModel) -> tuple[Floats, Floats]:
         total = float(x_SF[:, group.start : group.stop].var(axis=0).sum())
         scale_F[group.start : group.stop] = total**-0.5 if total > 1e-12 else 1.0
     return x_SF.mean(0), scale_F
-
-
-class _Windows:
-    """Tokens of this rank's windows: run, real frames, contextual latents, CLS outputs."""
-
-    def __init__(self) -> None:
-        self.run: list[int] = []
-        self.num_valid: list[int] = []
-        self.context: list[Tensor] = []
-        self.cls: list[Tensor] = []
-
-
-@torch.no_grad()
-def _collect(model: BoldModel, loader: WindowLoader, place: Place) -> _Windows:
-    windows = _Windows()
-    for batch in loader:
-        context_BLD, cls_BW = model.tokens(**inputs_of(batch, place.device))
-        for k, run in enumerate(batch.run.tolist()):
-            if run >= 0:
-                valid = int(batch.num_valid[k])
-                windows.run.append(run)
-                windows.num_valid.append(valid)
-                windows.context.append(context_BLD[k, :valid].float())
-                windows.cls.append(cls_BW[k].float())
-    return windows
-
-
-def _mean_and_covariance(windows: _Windows, latent: int, place: Place) -> tuple[Tensor, Tensor]:
-    """Of all training frames' contextual latents, all ranks together."""
-    sums = np.zeros(1 + latent + latent**2)
-    for context in windows.context:
-        x = context.double().cpu().numpy()
-        sums += np.concatenate([[len(x)], x.sum(0), (x.T @ x).ravel()])
-    total = sum_over_ranks(sums, place)
-    mean = total[1 : 1 + latent] / total[0]
-    covariance = total[1 + latent :].reshape(latent, latent) / total[0] - np.outer(mean, mean)
-    return torch.from_numpy(mean).float(), torch.from_numpy(covariance)
-
-
-@torch.no_grad()
-def _subject_features(model: BoldModel, windows: _Windows, shard_set: ShardSet, place: Place) -> dict[str, Floats]:
-    """Frame-weighted mean of the raw window features of each subject, on every rank."""
-    sums: dict[str, Floats] = {}
-    frames: dict[str, int] = {}
-    for run, valid, context, cls in zip(windows.run, windows.num_valid, windows.context, windows.cls, strict=True):
-        num_valid = torch.tensor([valid], device=context.device)
-        feature_F = model.pool.raw(context[None], cls[None], num_valid)[0].double().cpu().numpy()
-        who = shard_set.runs[run].subject
-        sums[who] = sums.get(who, 0.0) + valid * feature_F
-        frames[who] = frames.get(who, 0) + valid
-    total: dict[str, Floats] = {}
-    count: dict[str, int] = {}
-    for part_sums, part_frames in gather((sums, frames), place):
-        for who, value in part_sums.items():
-            total[who] = total.get(who, 0.0) + value
-            count[who] = count.get(who, 0) + part_frames[who]
-    return {who: total[who] / count[who] for who in total}

@@ -113,6 +113,7 @@ def make_loader(
     options: dict[str, Any] = {} if alone else {"rank": place.rank, "world_size": place.world_size}
     if mode == "train":
         options["weights"] = run_weights(config, shard_set, runs)
+        options["pairs"] = config.phase == 2 and config.pair_weight > 0
     return WindowLoader(
         shard_set,
         runs=runs,
@@ -122,6 +123,7 @@ def make_loader(
         seed=config.seed,
         threads=config.threads,
         on_bad=config.on_bad_data,
+        intensity=bool(config.intensity),
         pin_memory=place.device.type == "cuda",
         **options,
     )

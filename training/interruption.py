@@ -1,4 +1,7 @@
-"""SIGTERM and SIGUSR1: note the wish, finish the step, save, leave with 85."""
+"""SIGTERM and SIGUSR1: note the wish, finish the step, save, leave with 85.
+
+Once a signal has asked, further ones change nothing until the process has ended: a scheduler may send several.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interruption:
-    """Within the block, SIGTERM and SIGUSR1 only set `asked`."""
+    """Within the block, SIGTERM and SIGUSR1 only set `asked`; after it too, if they did."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -21,6 +24,8 @@ class Interruption:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        if self.asked:
+            return
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 

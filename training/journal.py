@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,11 @@ class Journal:
             write_atomic(self.path, "".join(f"{line}\n" for line in kept))
 
     def write(self, event: str, step: int, **values: Any) -> None:
-        """Add a line; numbers that are not finite become null."""
+        """Add a line with the time (UTC); numbers that are not finite become null."""
         if not self.writes:
             return
-        record = {"event": event, "step": step} | {name: _finite(value) for name, value in values.items()}
+        head = {"event": event, "step": step, "time": datetime.now(UTC).isoformat(timespec="seconds")}
+        record = head | {name: _finite(value) for name, value in values.items()}
         with self.path.open("a") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
 

@@ -8,18 +8,19 @@ Shapes: B window, L frame, V voxel, D latent, W transformer width, F feature, K 
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from shards.loader import Batch
-from training.config import Architecture
-from training.decoder import Decoder
-from training.encoder import Encoder
+from training.direction import Direction, reversed_frames
+from training.families import make_decoder, make_encoder, make_sequence
 from training.pooling import Pool, valid_frames
-from training.sequence import Sequence
+from training.presets import Architecture
+from training.sequence import filtered
 from training.volume import Volume
 
 
@@ -41,21 +42,29 @@ class BoldModel(nn.Module):
 
     output_scale: Tensor
     output_shift: Tensor
+    window_scale: Tensor
 
     def __init__(
-        self, *, size: Architecture, mask_XYZ: np.ndarray, phase: int, pool: str = "moments", num_outputs: int = 0
+        self,
+        *,
+        size: Architecture,
+        mask_XYZ: np.ndarray,
+        phase: int,
+        pool: str = "moments",
+        num_outputs: int = 0,
+        direction: bool = False,
     ) -> None:
         super().__init__()
         self.size, self.phase = size, phase
-        self.volume = Volume(mask_XYZ)
-        tower: dict[str, Any] = {"channels": size.channels, "blocks": size.blocks, "latent": size.latent}
-        self.encoder = Encoder(crop=self.volume.crop, **tower)
+        self.memory_format = torch.contiguous_format
+        self.volume = Volume(mask_XYZ, patched=size.family == "boldstream")
+        self.encoder = make_encoder(size, self.volume.crop, phase)
         if phase < 3:
-            self.decoder = Decoder(crop=self.volume.crop, **tower)
+            self.decoder = make_decoder(size, self.volume.crop, phase)
         if phase > 1:
-            self.sequence = Sequence(
-                latent=size.latent, width=size.width, depth=size.depth, heads=size.heads, dropout=size.dropout
-            )
+            self.sequence = make_sequence(size)
+        if direction:
+            self.direction = Direction(size.latent)
         if phase == 3:
             self.pool = Pool(pool=pool, latent=size.latent, width=size.width)
             self.head = nn.Linear(self.pool.num_features, num_outputs)
@@ -63,6 +72,7 @@ class BoldModel(nn.Module):
             nn.init.zeros_(self.head.bias)
             self.register_buffer("output_scale", torch.ones(num_outputs))
             self.register_buffer("output_shift", torch.zeros(num_outputs))
+            self.register_buffer("window_scale", torch.ones(1))
 
     def forward(
         self,
@@ -71,26 +81,35 @@ class BoldModel(nn.Module):
         shift: Tensor | None,
         num_valid: Tensor,
         tr_s: Tensor,
+        level: Tensor | None = None,
+        spread: Tensor | None = None,
         hidden: Tensor | None = None,
+        *,
+        reverse: bool = False,
     ) -> dict[str, Tensor]:
         """Run one batch of windows.
 
         Parameters
         ----------
-        q, gain, shift, num_valid, tr_s
-            As in `shards.loader.Batch`.
+        q, gain, shift, num_valid, tr_s, level, spread
+            As in `shards.loader.Batch`; the last two are used where the architecture has the intensity channel.
         hidden
             Phase 2: `[B, L]`, True at frames whose latent is replaced by the mask latent.
+        reverse
+            Phase 2 with direction head: score each window, and the same window reversed in time, as well.
 
         Returns
         -------
         dict
             Phases 1 and 2: `residual` `[B, L, V]` (what went in), `latent` and `context` `[B, L, D]`, and
-            `reconstruction` `[B, L, V]` decoded from the context. Phase 3: `output` `[B, K]`: logits, or
-            the value in the target's own units.
+            `reconstruction` `[B, L, V]` decoded from the context. Phase 2 also: `cls` `[B, W]`; `expected`
+            `[B, L, D]`, each latent from the frames before it, if the architecture is causal; and, if asked for,
+            `forward_score` and `reversed_score` `[B]`. Phase 3: `output` `[B, K]`: logits, or the value in the
+            target's own units, whose average over windows is the subject's; and `window_scale` `[1]`, how far one
+            window alone is to be trusted (`training.finetuning`).
         """
         residual_BLV = self.volume.residual(q, gain, shift)
-        latent_BLD = self.encode(residual_BLV)
+        latent_BLD = self.encode(residual_BLV, level, spread)
         if self.phase == 1:
             return {
                 "residual": residual_BLV,
@@ -99,31 +118,66 @@ class BoldModel(nn.Module):
                 "reconstruction": self.decode(latent_BLD),
             }
         valid_BL = valid_frames(num_valid, q.shape[1])
-        context_BLD, cls_BW = self.sequence(latent_BLD, valid_BL, tr_s, hidden)
         if self.phase == 2:
-            return {
+            context_BLD, cls_BW = self.sequence(latent_BLD, valid_BL, tr_s, hidden)
+            out = {
                 "residual": residual_BLV,
                 "latent": latent_BLD,
                 "context": context_BLD,
+                "cls": cls_BW,
                 "reconstruction": self.decode(context_BLD),
             }
-        features_BF = self.pool(context_BLD, cls_BW, num_valid)
+            if self.size.causal:
+                out["expected"], _ = self.sequence(latent_BLD.detach(), valid_BL, tr_s, causal=True)
+            return out | self._scores(out, num_valid, tr_s, hidden) if reverse else out
+        features_BF = self.pool(*self.read_tokens(latent_BLD, valid_BL, tr_s), num_valid)
         output_BK = self.head(features_BF.to(self.head.weight.dtype)).float()
-        return {"output": output_BK * self.output_scale + self.output_shift}
+        return {"output": output_BK * self.output_scale + self.output_shift, "window_scale": self.window_scale}
+
+    def _scores(
+        self, out: dict[str, Tensor], num_valid: Tensor, tr_s: Tensor, hidden_BL: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Scores of windows in both directions; the encoder sees frames one by one, so only their order is reversed."""
+        valid_BL = valid_frames(num_valid, out["latent"].shape[1])
+        latent_BLD = reversed_frames(out["latent"], num_valid)
+        hidden_BL = None if hidden_BL is None else reversed_frames(hidden_BL, num_valid)
+        context_BLD, _ = self.sequence(latent_BLD, valid_BL, tr_s, hidden_BL)
+        return {
+            "forward_score": self.direction(out["context"], num_valid),
+            "reversed_score": self.direction(context_BLD, num_valid),
+        }
 
     def tokens(
-        self, q: Tensor, gain: Tensor, shift: Tensor | None, num_valid: Tensor, tr_s: Tensor
+        self,
+        q: Tensor,
+        gain: Tensor,
+        shift: Tensor | None,
+        num_valid: Tensor,
+        tr_s: Tensor,
+        level: Tensor | None = None,
+        spread: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Contextual latents `[B, L, D]` and CLS outputs `[B, W]` of phases 2 and 3."""
-        latent_BLD = self.encode(self.volume.residual(q, gain, shift))
-        context_BLD, cls_BW = self.sequence(latent_BLD, valid_frames(num_valid, q.shape[1]), tr_s)
-        return context_BLD, cls_BW
+        """What phase 3 reads of windows: filtered (or contextual) latents `[B, L, D]` and CLS outputs `[B, W]`."""
+        latent_BLD = self.encode(self.volume.residual(q, gain, shift), level, spread)
+        return self.read_tokens(latent_BLD, valid_frames(num_valid, q.shape[1]), tr_s)
 
-    def encode(self, residual_BLV: Tensor) -> Tensor:
+    def read_tokens(self, latent_BLD: Tensor, valid_BL: Tensor, tr_s: Tensor) -> tuple[Tensor, Tensor]:
+        """The same from frame latents that are known already."""
+        if not self.size.causal or (self.phase == 3 and self.pool.pool == "cls"):
+            return self.sequence(latent_BLD, valid_BL, tr_s)
+        expected_BLD, cls_BW = self.sequence(latent_BLD, valid_BL, tr_s, causal=True)
+        return filtered(latent_BLD, expected_BLD), cls_BW
+
+    def encode(self, residual_BLV: Tensor, level_BV: Tensor | None = None, spread_BV: Tensor | None = None) -> Tensor:
         """Latents `[B, L, D]` of residuals, frame by frame."""
-        num_windows, num_frames, _ = residual_BLV.shape
-        residual_NV = residual_BLV.flatten(0, 1).to(self.encoder.stem.weight.dtype)
-        return self.encoder(self.volume.dense(residual_NV)).unflatten(0, (num_windows, num_frames))
+        dtype = next(self.encoder.parameters()).dtype
+        channels = [self.volume.dense(residual_BLV.flatten(0, 1).to(dtype))]
+        if self.size.intensity:
+            assert level_BV is not None and spread_BV is not None, "a loader with intensity=True gives both"
+            intensity_BLV = level_BV[:, None] + spread_BV[:, None] * residual_BLV
+            channels.append(self.volume.dense(intensity_BLV.flatten(0, 1).to(dtype)))
+        volume_NCXYZ = torch.cat(channels, dim=1).contiguous(memory_format=self.memory_format)
+        return self.encoder(volume_NCXYZ).unflatten(0, residual_BLV.shape[:2])
 
     def decode(self, latent_BLD: Tensor) -> Tensor:
         """Masked voxels `[B, L, V]` of latents, frame by frame."""
@@ -132,7 +186,14 @@ class BoldModel(nn.Module):
         return decoded_NV.unflatten(0, (num_windows, num_frames))
 
 
+def recompute_in_backward(model: BoldModel) -> None:
+    """Activation checkpointing: keep the inputs of blocks (those that say `recomputable`), not what is inside."""
+    for module in model.modules():
+        if getattr(module, "recomputable", False):
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)  # type: ignore[method-assign]
+
+
 def inputs_of(batch: Batch, device: torch.device) -> dict[str, Tensor | None]:
     """The arguments of `BoldModel.forward` from a loader's batch, on the device."""
     moved = batch.to(device)
-    return {name: getattr(moved, name) for name in ("q", "gain", "shift", "num_valid", "tr_s")}
+    return {name: getattr(moved, name) for name in ("q", "gain", "shift", "num_valid", "tr_s", "level", "spread")}

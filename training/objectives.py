@@ -83,6 +83,41 @@ def neighbour_contrast(
     return window_mean(loss_BL.masked_fill(~counted_BL, 0.0), counted_BL)
 
 
+def pair_contrast(
+    own_BW: Tensor, own_run_B: Tensor, all_AW: Tensor, all_run_A: Tensor, first: int, temperature: float
+) -> Tensor:
+    """InfoNCE: two windows of a run are closer than windows of different runs.
+
+    Parameters
+    ----------
+    own_BW, own_run_B
+        Embeddings of this rank's windows, and the runs they come from; rows 2k and 2k + 1 are a pair.
+    all_AW, all_run_A
+        The same of all ranks' windows, in rank order.
+    first
+        Row of `all_AW` at which this rank's windows begin, an even number.
+    temperature
+        Divides the cosine similarities.
+
+    Returns
+    -------
+    Tensor
+        `[B]`, -log(partner's share of the similarity). Further windows of the own run, of another pair, are
+        neither positive nor negative.
+    """
+    row_B = torch.arange(len(own_BW), device=own_BW.device)
+    partner_B = (row_B ^ 1) + first
+    similarity_BA = F.normalize(own_BW.float(), dim=1) @ F.normalize(all_AW.float(), dim=1).T / temperature
+    negative_BA = own_run_B[:, None] != all_run_A
+    allowed_BA = negative_BA.scatter(1, partner_B[:, None], True)
+    return similarity_BA.masked_fill(~allowed_BA, -1e9).logsumexp(1) - similarity_BA[row_B, partner_B]
+
+
+def direction_error(forward_B: Tensor, reversed_B: Tensor) -> Tensor:
+    """Logistic loss of telling a window from its time reversal by their scores, `[B]`; ln 2 where the scores agree."""
+    return F.softplus(reversed_B.float() - forward_B.float())
+
+
 def trivial_predictions(value_BLX: Tensor, hidden_BL: Tensor, valid_BL: Tensor) -> dict[str, Tensor]:
     """What hidden frames would be by rules that know nothing: the yardstick of masked prediction.
 

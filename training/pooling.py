@@ -48,8 +48,8 @@ def feature_groups(pool: str, latent: int, width: int) -> tuple[FeatureGroup, ..
     if pool == "mean":
         return (FeatureGroup(name="mean", start=0, stop=latent, order=(0,) * latent),)
     orders = {"mean": tuple(range(latent))}
-    upper = tuple(torch.triu_indices(latent, latent)[1].tolist())
-    strict = tuple(torch.triu_indices(latent, latent, 1)[1].tolist())
+    upper = tuple(torch.triu_indices(latent, latent, device="cpu")[1].tolist())
+    strict = tuple(torch.triu_indices(latent, latent, 1, device="cpu")[1].tolist())
     orders |= {f"sym{lag}": upper for lag in SYMMETRIC_LAGS}
     orders |= {f"anti{lag}": strict for lag in ANTISYMMETRIC_LAGS}
     groups, start = [], 0

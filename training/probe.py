@@ -1,11 +1,13 @@
 """A linear probe in closed form: the first result of phase 3, and where its head starts.
 
-Ridge regression of the target on subject-averaged features. With tens to thousands of subjects and
-thousands of features everything is decided by leave-one-subject-out error, which ridge gives
-exactly without refitting: the penalty, which groups of features to use (static ones drown a
-dynamic signal and the other way round), and how many leading latent dimensions.
+Ridge regression of the target on subject-averaged features, once for each choice of what to look at: which groups of
+features (static ones drown a dynamic signal and the other way round), and how many leading latent dimensions. With
+tens to thousands of subjects the data cannot tell the best choice from its neighbours, and the winner of so many is
+partly the luckiest. So choices are not picked but stacked (Breiman 1996, "Stacked regressions"): the non-negative
+combination of their leave-one-subject-out predictions that fits the target best; most get no weight. A sum of linear
+probes is a linear probe. Ridge gives leave-one-out predictions exactly without refitting.
 
-Shapes: S subject, F feature, K output.
+Shapes: S subject, F feature, K output, C choice.
 """
 
 from __future__ import annotations
@@ -21,17 +23,20 @@ from training.pooling import FeatureGroup
 Floats = NDArray[np.float64]
 
 PENALTIES = tuple(np.logspace(-5, 3, 17).tolist())
+MOST_SUBJECTS = 2000
+"""Choices are compared on so many subjects at most, evenly spread; those with weight are then fitted on all."""
 ORDER = ("anti1", "anti2", "anti3")
 BUNDLES: dict[str, tuple[tuple[str, ...], ...]] = {
     "static": (("sym0",),),
     "symmetric": (("sym0",), ("sym1", "sym2")),
     "order1": (("anti1",),),
+    "order2": (("anti1", "anti2"),),
     "order": (ORDER,),
-    "static+order1": (("sym0",), ("anti1",)),
+    "static+order2": (("sym0",), ("anti1", "anti2")),
     "static+order": (("sym0",), ORDER),
     "all": (("mean",), ("sym0",), ("sym1", "sym2"), ORDER),
 }
-"""Choices for moment features; each bundle in a choice is scaled to the same total variance."""
+"""Groups of moment features to look at; each bundle in a choice is scaled to the same total variance."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,27 +46,36 @@ class Probe:
     Attributes
     ----------
     weight, bias
-        `(K, F)` on raw features, zero for those not chosen; `(K,)`.
-    features, dimensions, penalty
-        What leave-one-out chose: a key of `BUNDLES`, the number of leading dimensions, and the ridge
-        penalty relative to a mean squared norm of 1 per bundle.
+        `(K, F)` on raw features, zero for those not looked at; `(K,)`.
+    shares
+        Choices that have a weight, the largest first: a key of `BUNDLES` and a number of leading dimensions
+        ("order2@8"), and its share of the sum of weights.
     loo_error
         Mean squared leave-one-out error, against 1 for a constant on a target of unit variance.
     loo_score
-        `(S, K)`, each subject predicted by the fit without it.
+        `(S, K)`, each subject predicted by fits without it (the weights of the choices have seen it).
     """
 
     weight: Floats
     bias: Floats
-    features: str
-    dimensions: int
-    penalty: float
+    shares: dict[str, float]
     loo_error: float
     loo_score: Floats
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Choice:
+    """One set of features: columns and scale of each bundle, and the penalty that leave-one-out prefers."""
+
+    name: str
+    columns: NDArray[np.int64]
+    scale: Floats
+    penalty: float
+    loo_score: Floats
+
+
 def fit_probe(features_SF: Floats, target_SK: Floats, groups: Sequence[FeatureGroup]) -> Probe:
-    """Fit every choice and return the one of least leave-one-out error.
+    """Fit every choice, and combine them.
 
     Parameters
     ----------
@@ -72,34 +86,72 @@ def fit_probe(features_SF: Floats, target_SK: Floats, groups: Sequence[FeatureGr
     groups
         What the columns are.
     """
-    best: Probe | None = None
-    for name, bundles in _choices(groups).items():
-        for dimensions in _leading(groups):
-            columns = [_columns(groups, bundle, dimensions) for bundle in bundles]
-            probe = _fit_choice(features_SF, target_SK, columns, name, dimensions)
-            if best is None or probe.loo_error < best.loo_error:
-                best = probe
-    assert best is not None
-    return best
+    num_subjects = len(target_SK)
+    some = np.arange(min(num_subjects, MOST_SUBJECTS)) * num_subjects // min(num_subjects, MOST_SUBJECTS)
+    choices = [
+        _compare(features_SF[some], target_SK[some], groups, name, bundles, dimensions)
+        for name, bundles in _choices(groups).items()
+        for dimensions in _leading(groups)
+    ]
+    stack_C = _stack([choice.loo_score for choice in choices], target_SK[some])
+    weight = np.zeros((target_SK.shape[1], features_SF.shape[1]))
+    bias, loo_score = target_SK.mean(0), target_SK.mean(0) + np.zeros_like(target_SK)
+    for share, choice in zip(stack_C, choices, strict=True):
+        if share > 0:
+            scaled = features_SF[:, choice.columns] * choice.scale
+            part_FK, part_K, part_SK = fit_ridge(scaled, target_SK, choice.penalty)
+            weight[:, choice.columns] += share * (part_FK * choice.scale[:, None]).T
+            bias = bias + share * (part_K - part_SK.mean(0))
+            loo_score = loo_score + share * (part_SK - part_SK.mean(0))
+    shares = {choice.name: float(share / stack_C.sum()) for share, choice in zip(stack_C, choices, strict=True)}
+    return Probe(
+        weight=weight,
+        bias=bias,
+        shares={name: share for name, share in sorted(shares.items(), key=lambda item: -item[1]) if share > 0},
+        loo_error=float(np.mean((loo_score - target_SK) ** 2)),
+        loo_score=loo_score,
+    )
 
 
 def fit_ridge(x_SF: Floats, y_SK: Floats, penalty: float) -> tuple[Floats, Floats, Floats]:
     """Ridge with an unpenalised intercept: weights `(F, K)`, intercept `(K,)`, leave-one-out predictions `(S, K)`."""
-    return _Ridge(x_SF, y_SK).solve(penalty)
+    x_mean, y_mean = x_SF.mean(0), y_SK.mean(0)
+    x, y = x_SF - x_mean, y_SK - y_mean
+    if len(x) <= x.shape[1]:
+        inverse_SS = np.linalg.inv(x @ x.T + penalty * np.eye(len(x)))
+        weight = x.T @ (inverse_SS @ y)
+        leverage_S = 1 - penalty * np.diag(inverse_SS)
+    else:
+        inverse_FF = np.linalg.inv(x.T @ x + penalty * np.eye(x.shape[1]))
+        weight = inverse_FF @ (x.T @ y)
+        leverage_S = np.einsum("sf,fg,sg->s", x, inverse_FF, x, optimize=True)
+    left_out = y_SK - (y - x @ weight) / (1 - leverage_S - 1 / len(y))[:, None]
+    return weight, y_mean - x_mean @ weight, left_out
+
+
+def _stack(score_CSK: Sequence[Floats], target_SK: Floats) -> Floats:
+    """Non-negative weight of each choice's leave-one-out predictions; the best one alone where none helps."""
+    from scipy.optimize import nnls
+
+    centred = [(score - score.mean(0)).ravel() for score in score_CSK]
+    weight_C, _ = nnls(np.stack(centred, axis=1), (target_SK - target_SK.mean(0)).ravel())
+    if not weight_C.any():
+        weight_C[int(np.argmin([np.mean((score - target_SK) ** 2) for score in score_CSK]))] = 1.0
+    return np.asarray(weight_C)
 
 
 class _Ridge:
-    """One eigendecomposition of the smaller Gram matrix, then any penalty for little."""
+    """One eigendecomposition of the smaller Gram matrix, then leave-one-out predictions at any penalty for little."""
 
     def __init__(self, x_SF: Floats, y_SK: Floats) -> None:
-        self.x_mean, self.y_mean = x_SF.mean(0), y_SK.mean(0)
-        self.x, self.y = x_SF - self.x_mean, y_SK - self.y_mean
+        x, self.y_mean = x_SF - x_SF.mean(0), y_SK.mean(0)
+        self.y = y_SK - self.y_mean
         num_subjects, num_features = x_SF.shape
         if num_subjects <= num_features:
-            values, self.left = np.linalg.eigh(self.x @ self.x.T)
+            values, self.left = np.linalg.eigh(x @ x.T)
         else:
-            values, right = np.linalg.eigh(self.x.T @ self.x)
-            self.left = self.x @ right / np.sqrt(np.maximum(values, 1e-12 * max(values[-1], 1e-300)))
+            values, right = np.linalg.eigh(x.T @ x)
+            self.left = x @ right / np.sqrt(np.maximum(values, 1e-12 * max(values[-1], 1e-300)))
         self.values = np.maximum(values, 0.0)
         self.projected = self.left.T @ self.y
 
@@ -109,12 +161,6 @@ class _Ridge:
         leverage = (self.left**2 @ shrink) + 1 / len(self.y)
         residual = (self.y - fitted) / (1 - leverage)[:, None]
         return self.y + self.y_mean - residual
-
-    def solve(self, penalty: float) -> tuple[Floats, Floats, Floats]:
-        # w = X' U (values + penalty)^-1 U' y holds on the span of X whichever Gram matrix was decomposed
-        dual = self.left @ (self.projected / (self.values + penalty)[:, None])
-        weight = self.x.T @ dual
-        return weight, self.y_mean - self.x_mean @ weight, self.leave_one_out(penalty)
 
 
 def calibrate(score_SK: Floats, target_SK: Floats, sample_weight_S: Floats | None = None) -> tuple[Floats, Floats]:
@@ -134,23 +180,27 @@ def calibrate(score_SK: Floats, target_SK: Floats, sample_weight_S: Floats | Non
     return slope, offset
 
 
-def _fit_choice(x_SF: Floats, y_SK: Floats, columns: list[NDArray[np.int64]], name: str, dimensions: int) -> Probe:
-    scale = [_bundle_scale(x_SF[:, chosen]) for chosen in columns]
-    ridge = _Ridge(np.concatenate([x_SF[:, c] * s for c, s in zip(columns, scale, strict=True)], axis=1), y_SK)
+def _compare(
+    x_SF: Floats,
+    y_SK: Floats,
+    groups: Sequence[FeatureGroup],
+    name: str,
+    bundles: tuple[tuple[str, ...], ...],
+    dimensions: int,
+) -> _Choice:
+    """The penalty of least leave-one-out error for one set of features, and the predictions it gives."""
+    columns = [_columns(groups, bundle, dimensions) for bundle in bundles]
+    scale = np.concatenate([np.full(len(c), _bundle_scale(x_SF[:, c])) for c in columns])
+    ridge = _Ridge(x_SF[:, np.concatenate(columns)] * scale, y_SK)
     penalties = [penalty * len(columns) for penalty in PENALTIES]
-    errors = [float(np.mean((ridge.leave_one_out(penalty) - y_SK) ** 2)) for penalty in penalties]
-    penalty = penalties[int(np.argmin(errors))]
-    weight, bias, loo_score = ridge.solve(penalty)
-    full = np.zeros((y_SK.shape[1], x_SF.shape[1]))
-    full[:, np.concatenate(columns)] = (weight * np.repeat(scale, [len(c) for c in columns])[:, None]).T
-    return Probe(
-        weight=full,
-        bias=bias,
-        features=name,
-        dimensions=dimensions,
-        penalty=penalty,
-        loo_error=min(errors),
-        loo_score=loo_score,
+    scores = [ridge.leave_one_out(penalty) for penalty in penalties]
+    best = int(np.argmin([np.mean((score - y_SK) ** 2) for score in scores]))
+    return _Choice(
+        name=f"{name}@{dimensions}",
+        columns=np.concatenate(columns),
+        scale=scale,
+        penalty=penalties[best],
+        loo_score=scores[best],
     )
 
 

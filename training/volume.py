@@ -60,18 +60,20 @@ def patch_stride(num_voxels: int) -> int:
     return stride
 
 
-def crop_of(mask_XYZ: np.ndarray) -> Crop:
+def crop_of(mask_XYZ: np.ndarray, *, patched: bool = True) -> Crop:
     """Bounding box and patches of a brain mask.
 
     Parameters
     ----------
     mask_XYZ
         Boolean mask on the grid, at least one voxel true.
+    patched
+        False: every voxel is a patch of its own, so the dense volume is the bounding box.
     """
     where = np.argwhere(mask_XYZ)
     low, high = where.min(axis=0), where.max(axis=0) + 1
     box = [int(n) for n in high - low]
-    stride = [patch_stride(n) for n in box]
+    stride = [patch_stride(n) if patched else 1 for n in box]
     patches = [-(-n // s) for n, s in zip(box, stride, strict=True)]
     return Crop(origin=_triple(low), box=_triple(box), stride=_triple(stride), patches=_triple(patches))
 
@@ -127,16 +129,18 @@ class Volume(nn.Module):
     mask_XYZ
         Boolean brain mask on the grid. It is kept as a buffer, so that stored weights carry the
         geometry they belong to.
+    patched
+        As of `crop_of`.
     """
 
     mask: Tensor
     lookup: Tensor
     places: Tensor
 
-    def __init__(self, mask_XYZ: np.ndarray) -> None:
+    def __init__(self, mask_XYZ: np.ndarray, *, patched: bool = True) -> None:
         super().__init__()
         mask_XYZ = np.ascontiguousarray(mask_XYZ, dtype=bool)
-        self.crop = crop_of(mask_XYZ)
+        self.crop = crop_of(mask_XYZ, patched=patched)
         self.num_voxels = int(mask_XYZ.sum())
         self.register_buffer("mask", torch.from_numpy(mask_XYZ.astype(np.uint8)))
         lookup, places = _tables(mask_XYZ, self.crop)

@@ -1,11 +1,13 @@
-"""Pinned int8 windows to the model's input on a device, against its memory bandwidth; the wait of a training step.
+"""What a GPU does with windows: its input against its memory bandwidth, the wait for the loader, training steps.
 
-    python scripts/bench/device.py [--out FILE.json] [--small]
+    python scripts/bench/device.py [--out FILE.json] [--small] [--only input loader training]
 
 Measures on a GPU (with --small on the CPU too, to see that it runs): the copy of a batch of stored windows; gather,
-dequantisation and the intensity channel, eager and by torch.compile, in GB/s of bytes read and written; and how long a
-consumer waits for the loader when each step takes as long as --step_s says, with --threads threads. The set is
-thrown away at the end: runs of 91 x 109 x 91, 228,483 voxels, windows of 20 frames.
+dequantisation and the intensity channel, eager and by torch.compile, in GB/s of bytes read and written; how long a
+consumer waits for the loader when each step takes as long as --step_s says, with --threads threads; and steps of
+`train.py`, phases 1 and 2, in bf16, for each preset with its own batch: frames per second, share of the time that it
+waits for data, peak memory. The set is thrown away at the end: runs of 91 x 109 x 91, 228,483 voxels, windows of 20
+frames.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from timed_training import Timed, TrainingError, timed_training
 
 from shards.batch import Batch, empty_batch
 from shards.format import Grid
@@ -34,9 +39,19 @@ from shards.values import encode
 from shards.writer import EncodedRun, write_shard
 from training.volume import Volume, dense_input
 
-FULL = {"shape": (91, 109, 91), "frames": 200, "runs": 4, "batch": 16}
-SMALL = {"shape": (20, 24, 20), "frames": 60, "runs": 2, "batch": 2}
+FULL = {"shape": (91, 109, 91), "frames": 200, "runs": 8, "batch": 16, "steps": 60}
+SMALL = {"shape": (20, 24, 20), "frames": 60, "runs": 4, "batch": 2, "steps": 4}
 LENGTH = 20
+TRAININGS = {
+    "base": ["--preset", "base"],
+    "base --compile": ["--preset", "base", "--compile"],
+    "tff": ["--preset", "tff"],
+    "hackathon": ["--preset", "hackathon"],
+}
+SMALL_TRAININGS = {"tiny": ["--preset", "tiny", "--batch_size", "2"]}
+PRECISION = Path(__file__).parents[2] / "deepspeed_configs" / "zero1_bf16.json"
+WARM_LINES = 3  # of the log; compilation and the choice of algorithms happen before
+MEASUREMENTS = ("input", "loader", "training")
 AFFINE = ((2.0, 0.0, 0.0, -90.0), (0.0, 2.0, 0.0, -126.0), (0.0, 0.0, 2.0, -72.0), (0.0, 0.0, 0.0, 1.0))
 
 
@@ -47,6 +62,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a small set, also without a GPU")
     parser.add_argument("--threads", type=int, default=min(12, os.cpu_count() or 1))
     parser.add_argument("--step_s", type=float, default=0.1, help="emulated time of a training step")
+    parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, default=MEASUREMENTS)
     options = parser.parse_args()
     if not torch.cuda.is_available() and not options.small:
         parser.error("no GPU here; --small runs on the CPU")
@@ -54,17 +70,22 @@ def main() -> None:
     sizes = SMALL if options.small else FULL
     with tempfile.TemporaryDirectory(prefix="boldstream-bench-") as name:
         write_set(Path(name), sizes)
+        measured: dict[str, Any] = {}
         with ShardSet(name) as shard_set:
-            rows = input_rows(shard_set, sizes["batch"], device)
-            waits = loader_rows(shard_set, sizes["batch"], device, options.threads, options.step_s)
+            if "input" in options.only:
+                measured["input"] = input_rows(shard_set, sizes["batch"], device)
+            if "loader" in options.only:
+                measured["loader"] = loader_rows(shard_set, sizes["batch"], device, options.threads, options.step_s)
+        if "training" in options.only:
+            trainings = SMALL_TRAININGS if options.small else TRAININGS
+            measured["training"] = training_rows(Path(name), trainings, sizes["steps"], options.threads)
     report = {
-        "command": "python scripts/bench/device.py" + (" --small" if options.small else ""),
+        "command": " ".join(["python", "scripts/bench/device.py", *sys.argv[1:]]),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
         "cores": os.cpu_count(),
-        "versions": {name: version(name) for name in ("torch", "numpy", "numcodecs")},
+        "versions": {name: version(name) for name in ("torch", "deepspeed", "numpy", "numcodecs")},
         "date": time.strftime("%Y-%m-%d"),
-        "input": rows,
-        "loader": waits,
+        **measured,
     }
     print(json.dumps(report, indent=1))
     if options.out:
@@ -179,6 +200,39 @@ def loader_rows(
                 }
             )
     return rows
+
+
+def training_rows(folder: Path, trainings: dict[str, list[str]], steps: int, threads: int) -> list[dict[str, Any]]:
+    """Median step of each training in each phase, or why it did not train; at random weights, which costs the same."""
+    common = ["--shards", str(folder), "--window", str(LENGTH), "--steps", str(steps), "--threads", str(threads)]
+    common += ["--deepspeed_config", str(PRECISION), "--pca_frames", "0", "--val_runs", "1", "--val_every", str(steps)]
+    common += ["--log_every", str(max(1, steps // 12)), "--save_every", str(steps + 1)]
+    rows = []
+    for phase, start in (("1", []), ("2", ["--init", "none"])):
+        for what, flags in trainings.items():
+            row: dict[str, Any] = {"what": what, "phase": int(phase)}
+            out = folder / f"training-{len(rows)}"
+            try:
+                done = timed_training([*common, "--phase", phase, *start, *flags], out)
+            except TrainingError as error:
+                row["failed"] = str(error).strip().splitlines()[-1]
+            else:
+                row |= training_row(done, json.loads((out / "config.json").read_text())["batch_size"])
+            shutil.rmtree(out, ignore_errors=True)
+            rows.append(row)
+    return rows
+
+
+def training_row(done: Timed, batch_size: int) -> dict[str, Any]:
+    """Figures of a training."""
+    return {
+        "parameters": done.of("start")[0]["parameters"],
+        "windows": batch_size,
+        "step_ms": round(1e3 * done.median("step_s", skip=WARM_LINES), 2),
+        "frames_per_s": round(done.median("frames_per_s", skip=WARM_LINES), 1),
+        "data_wait": round(done.median("data_wait", skip=WARM_LINES), 4),
+        "memory_gb": round(max(record["memory_gb"] for record in done.of("train")), 2),
+    }
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from shards.errors import UsageError
-from training.config import PRESETS, TrainConfig, architecture, resolve
+from training.config import TrainConfig, architecture, resolve
+from training.presets import PRESETS
 
 BASE: dict[str, Any] = {"phase": 1, "shards": ("s",), "out": Path("o"), "preset": "tiny"}
 
@@ -40,7 +41,7 @@ def test_refusal_names_the_flag(changes: dict[str, Any], named: str) -> None:
 def test_single_flags_override_the_preset() -> None:
     config = resolve(TrainConfig(**(BASE | {"latent": 5, "lr": 0.5})))
     assert (config.latent, config.lr) == (5, 0.5)
-    assert config.width == PRESETS["tiny"].width
+    assert config.width == PRESETS["tiny"].size.width
     assert config.steps == PRESETS["tiny"].steps[0]
 
 
@@ -54,4 +55,4 @@ def test_epochs_leave_the_number_of_steps_open() -> None:
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_presets_are_consistent(preset: str) -> None:
-    assert architecture(TrainConfig(**(BASE | {"preset": preset}))).channels == PRESETS[preset].channels
+    assert architecture(TrainConfig(**(BASE | {"preset": preset}))).channels == PRESETS[preset].size.channels

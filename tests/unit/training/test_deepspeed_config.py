@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from shards.errors import UsageError
+from training import deepspeed_rules
 from training.config import TrainConfig, resolve
-from training.deepspeed_config import check_device, fill, read_deepspeed_config, with_its_batch
+from training.deepspeed_config import DEFAULT, check_device, fill, read_deepspeed_config, with_its_batch
 
 SHIPPED = sorted((Path(__file__).parents[3] / "deepspeed_configs").glob("*.json"))
 
@@ -57,11 +58,96 @@ def test_half_precision_needs_a_zero_stage(tmp_path: Path, name: str) -> None:
     assert read(tmp_path, {name: {"enabled": True}, "zero_optimization": {"stage": 1}})
 
 
-def test_fp16_is_refused_on_cpu(tmp_path: Path) -> None:
-    values = read(tmp_path, {"fp16": {"enabled": True}, "zero_optimization": {"stage": 1}})
+@pytest.mark.parametrize("name", ["fp16", "bf16"])
+def test_a_precision_that_the_device_lacks_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    from deepspeed.accelerator import get_accelerator
+
+    values = {name: {"enabled": True}, "zero_optimization": {"stage": 1}}
+    monkeypatch.setattr(get_accelerator(), f"is_{name}_supported", lambda: True)
     check_device(values, "cuda")
-    with pytest.raises(UsageError, match="fp16"):
+    monkeypatch.setattr(get_accelerator(), f"is_{name}_supported", lambda: False)
+    with pytest.raises(UsageError, match=f"{name} is not supported on this cpu; use .*fp32"):
         check_device(values, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ({"zero_optimization": {"stage": 2, "offfload": 1}}, "offfload in Zero: .*not permitted"),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "gpu"}}},
+            "offload_optimizer.device in Zero",
+        ),
+        ({"zero_optimization": {"stage": 1}, "bf16": {"enabled": True, "x": 1}}, "x in BF16"),
+        ({"tensorboard": {"enabled": True, "folder": "x"}}, "tensorboard.folder in Monitor"),
+    ],
+)
+def test_what_deepspeed_refuses_inside_a_section_is_one_line(section: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError, match=told) as refused:
+        check_device(section, "cpu")
+    assert "\n" not in str(refused.value)
+
+
+AUTOCAST = {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
+BF16 = {"bf16": {"enabled": True}, "zero_optimization": {"stage": 1}}
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (BF16 | AUTOCAST, "bf16 and torch_autocast are both enabled; keep one"),
+        (BF16 | {"fp16": {"enabled": True}}, "bf16 and fp16 are both enabled"),
+        ({"torch_autocast": {"enabled": True, "dtype": "float16"}}, 'write "bfloat16"'),
+        ({"torch_autocast": {"enabled": True, "dtpye": "bfloat16"}}, r"did you mean torch_autocast\.dtype"),
+        ({"compile": {"deepcompile": True}}, "use the flag --compile"),
+        ({"scheduler": {"type": "StepLR"}}, "WarmupCosineLR"),
+        ({"optimizer": {"params": {}}}, 'optimizer has no "type"'),
+        ({"optimizer": {"type": "Adafactor"}, "zero_optimization": {"stage": 2}}, "zero_allow_untested_optimizer"),
+        ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "below ZeRO stage 3, found stage 2"),
+        ({"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}}, "below ZeRO stage 1"),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, "needs an optimizer section"),
+        ({"zero_optimization": {"stage": "auto"}}, "write 0, 1, 2 or 3"),
+        ({"wandb": {"enabled": True}}, "pip install wandb, or set its enabled to false"),
+    ],
+)
+def test_combinations_that_go_wrong_are_refused_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], told: str
+) -> None:
+    monkeypatch.setattr(deepspeed_rules, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=told):
+        read(tmp_path, values)
+
+
+def test_what_is_enabled_and_installed_is_taken(tmp_path: Path) -> None:
+    values = {"tensorboard": {"enabled": True}, "wandb": {"enabled": False}, "zero_optimization": {"stage": 0}}
+    assert read(tmp_path, values | AUTOCAST) == values | AUTOCAST
+
+
+@pytest.mark.parametrize("given", [{}, {"output_path": "auto", "job_name": "auto"}])
+@pytest.mark.parametrize(("section", "folder"), [("tensorboard", "tensorboard"), ("csv_monitor", "csv")])
+def test_monitors_write_into_the_run_folder(section: str, folder: str, given: dict[str, str]) -> None:
+    filled = fill({section: {"enabled": True} | given}, resolve(config(out=Path("runs/p1"))), 1)
+    assert filled[section] == {"enabled": True, "output_path": "runs/p1", "job_name": folder}
+
+
+def test_what_a_monitor_says_itself_is_kept() -> None:
+    filled = fill({"wandb": {"enabled": True, "project": "mine"}}, resolve(config(out=Path("runs/p1"))), 1)
+    assert filled["wandb"] == {"enabled": True, "project": "mine", "group": "p1"}
+
+
+def test_the_shipped_files_follow_one_rule() -> None:
+    assert len(SHIPPED) == 10
+    for path in SHIPPED:
+        stage, *offload, precision = path.stem.split("_")
+        expected = json.loads(json.dumps(DEFAULT)) | {"zero_optimization": {"stage": int(stage.removeprefix("zero"))}}
+        if offload:
+            expected["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
+        if offload and stage == "zero3":
+            expected["zero_optimization"]["offload_param"] = {"device": "cpu"}
+        values = json.loads(path.read_text())
+        if precision != "fp32":
+            assert values.pop(precision)["enabled"] is True
+        assert values == expected, path.name
 
 
 def test_an_auto_without_a_flag_is_refused() -> None:

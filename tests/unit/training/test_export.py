@@ -15,11 +15,12 @@ import torch
 from shards.errors import BoldstreamError, CorruptShardError, FormatVersionError, MismatchError, UsageError
 from shards.reader import ShardSet
 from shards.splits import make_split, save_split
-from training.config import Architecture, TrainConfig
+from training.config import TrainConfig
 from training.export import CONFIG, MODEL, SPLIT, TARGET, WEIGHTS, load_model, save_model
 from training.inputs import open_inputs
 from training.model import BoldModel
 from training.predict import predict_windows, subject_means
+from training.presets import Architecture
 from training.transfer import open_init, transfer
 
 SIZE = Architecture(latent=6, channels=(8, 8), blocks=1, width=16, depth=1, heads=2, dropout=0.2)
@@ -185,7 +186,7 @@ def test_transfer_takes_what_both_have_and_says_so(
     for name, tensor in model.state_dict().items():
         expected = before.state_dict() if name in before.state_dict() else start
         assert torch.equal(tensor, expected[name]), name
-    assert report["fresh"].keys() - {"output_scale", "output_shift"} == fresh
+    assert report["fresh"].keys() - {"output_scale", "output_shift", "window_scale"} == fresh
     assert report["left"].keys() == left
     assert report["taken"].keys() == {name.split(".")[0] for name in before.state_dict()} - left
     assert report["taken"]["encoder"] == sum(p.numel() for p in before.encoder.parameters())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -54,17 +55,67 @@ def test_contrast_is_lower_where_neighbours_are_alike() -> None:
     assert contrast(course).mean() < contrast(shuffled).mean() - 0.5
 
 
-def test_descending_the_contrast_brings_neighbours_together() -> None:
-    torch.manual_seed(0)
-    x = torch.randn(2, 10, 8, requires_grad=True)
-    similarity = [F.cosine_similarity(x[:, 1:], x[:, :-1], dim=2).mean().item()]
-    optimizer = torch.optim.SGD([x], lr=1.0)
-    for _ in range(30):
+def descend(
+    loss: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, rate: float, steps: int = 60
+) -> torch.Tensor:
+    """Embeddings after gradient descent on an objective, starting from `x`."""
+    x = x.clone().requires_grad_()
+    optimizer = torch.optim.SGD([x], lr=rate)
+    for _ in range(steps):
         optimizer.zero_grad()
-        contrast(x).mean().backward()
+        loss(x).mean().backward()
         optimizer.step()
-    similarity.append(F.cosine_similarity(x[:, 1:], x[:, :-1], dim=2).mean().item())
-    assert similarity[1] > similarity[0] + 0.3
+    return x.detach()
+
+
+def test_descending_the_contrast_brings_neighbours_closer_than_all_others() -> None:
+    x = F.normalize(descend(contrast, torch.randn(3, 10, 8), rate=1.0).flatten(0, 1), dim=1)
+    similarity, time, window = (x @ x.T).numpy(), np.arange(30) % 10, np.arange(30) // 10
+    distance, same = np.abs(time[:, None] - time), window[:, None] == window
+    neighbours = similarity[same & (distance == 1)].mean()
+    assert neighbours > similarity[same & (distance > 3)].mean() + 0.3
+    assert neighbours > similarity[~same].mean() + 0.3
+
+
+def test_descending_the_pair_contrast_brings_windows_of_a_run_together() -> None:
+    run = torch.tensor([4, 4, 7, 7, 9, 9, 4, 4])
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return objectives.pair_contrast(x, run, x, run, 0, 0.1)
+
+    x = F.normalize(descend(loss, torch.randn(8, 6), rate=1.0), dim=1)
+    similarity, row = (x @ x.T).numpy(), np.arange(8)
+    assert similarity[row, row ^ 1].min() > similarity[(run[:, None] != run).numpy()].max() + 0.3
+
+
+def test_pair_contrast_by_hand() -> None:
+    # runs a a b b a a; embeddings along axes, so similarities are 0 or 1; pairs of the same run are no negatives
+    axis = torch.eye(3)
+    x, run = axis[[0, 0, 1, 2, 0, 1]] * torch.tensor([[1.0], [2], [3], [1], [1], [1]]), torch.tensor([0, 0, 1, 1, 0, 0])
+    e = math.e
+    expected = [
+        math.log((e + 1 + 1) / e),  # partner 1; negatives 0, 0
+        math.log((e + 1 + 1) / e),
+        math.log(1 + 1 + 1 + 1 + e),  # partner at right angles; of the negatives 0, 1, 4, 5 the last is alike
+        math.log(1 + 1 + 1 + 1 + 1),
+        math.log(1 + 1 + 1),  # partner 5 at right angles; negatives 2 and 3 too
+        math.log(1 + e + 1),  # partner 4 at right angles; negative 2 alike
+    ]
+    found = objectives.pair_contrast(x, run, x, run, 0, 1.0)
+    assert found.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_pair_contrast_does_not_depend_on_how_the_batch_is_cut() -> None:
+    x, run = torch.randn(8, 6), torch.tensor([0, 0, 1, 1, 2, 2, 0, 0])
+    whole = objectives.pair_contrast(x, run, x, run, 0, 0.1)
+    parts = [objectives.pair_contrast(x[k : k + 2], run[k : k + 2], x, run, k, 0.1) for k in (0, 2, 4, 6)]
+    assert torch.allclose(torch.cat(parts), whole, atol=1e-6)
+
+
+def test_direction_error_by_hand() -> None:
+    found = objectives.direction_error(torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-2.0, 0.5, 1.0]))
+    expected = [math.log(1 + math.exp(-4)), math.log(2), math.log(1 + math.exp(2))]
+    assert found.tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_contrast_does_not_depend_on_how_the_batch_is_cut() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.optimize import nnls
 from sklearn.linear_model import Ridge, RidgeClassifier
 from sklearn.model_selection import LeaveOneOut, cross_val_predict
 
 from training.pooling import feature_groups
-from training.probe import BUNDLES, calibrate, fit_probe, fit_ridge
+from training.probe import BUNDLES, PENALTIES, calibrate, fit_probe, fit_ridge
 
 GROUPS = feature_groups("moments", 6, 8)
 NUM_FEATURES = GROUPS[-1].stop
@@ -47,35 +48,57 @@ def planted(
     return x, y[:, None]
 
 
-def chosen_columns(features: str, dimensions: int) -> list[np.ndarray]:
-    """Columns of each bundle of a choice."""
-    order = {group.name: group.start + np.flatnonzero(np.asarray(group.order) < dimensions) for group in GROUPS}
-    return [np.concatenate([order[name] for name in bundle]) for bundle in BUNDLES[features]]
-
-
 @pytest.mark.parametrize(("name", "dimensions"), [("sym0", 6), ("anti1", 4), ("anti1", 6)])
 def test_the_informative_features_are_found_and_generalise(name: str, dimensions: int) -> None:
     probe = fit_probe(*planted((name,), dimensions), GROUPS)
-    assert any(name in bundle for bundle in BUNDLES[probe.features])
+    first = next(iter(probe.shares)).split("@")[0]
+    assert any(name in bundle for bundle in BUNDLES[first])
     x, y = planted((name,), dimensions, seed=2)
     assert np.mean(np.sign(x @ probe.weight.T + probe.bias) == y) > 0.9
 
 
-def test_features_that_were_not_chosen_have_no_weight() -> None:
+def test_shares_are_those_of_the_weight() -> None:
     probe = fit_probe(*planted(("anti1",), 4), GROUPS)
-    assert probe.features != "all"
-    unused = np.setdiff1d(np.arange(NUM_FEATURES), np.concatenate(chosen_columns(probe.features, probe.dimensions)))
-    assert len(unused) and not probe.weight[:, unused].any()
+    shares = list(probe.shares.values())
+    assert sum(shares) == pytest.approx(1) and shares == sorted(shares, reverse=True)
+    looked_at = {name for choice in probe.shares for bundle in BUNDLES[choice.split("@")[0]] for name in bundle}
+    for group in GROUPS:
+        assert probe.weight[:, group.start : group.stop].any() == (group.name in looked_at)
 
 
-def test_leave_one_out_scores_are_those_of_refits() -> None:
-    x, y = planted(("sym0",), 6, num_subjects=30)
-    probe = fit_probe(x, y, GROUPS)
-    bundles = [x[:, columns] for columns in chosen_columns(probe.features, probe.dimensions)]
+def alone(x: np.ndarray, y: np.ndarray, choice: str) -> np.ndarray:
+    """Leave-one-out predictions of one choice, by refits of scikit-learn."""
+    name, dimensions = choice.split("@")
+    order = {group.name: group.start + np.flatnonzero(np.asarray(group.order) < int(dimensions)) for group in GROUPS}
+    bundles = [x[:, np.concatenate([order[name] for name in bundle])] for bundle in BUNDLES[name]]
     scaled = np.concatenate([bundle / np.sqrt(bundle.var(axis=0).sum()) for bundle in bundles], axis=1)
-    oracle = cross_val_predict(Ridge(alpha=probe.penalty), scaled, y[:, 0], cv=LeaveOneOut())
-    assert np.allclose(probe.loo_score[:, 0], oracle)
-    assert probe.loo_error == pytest.approx(np.mean((oracle - y[:, 0]) ** 2))
+    scores = [
+        cross_val_predict(Ridge(alpha=penalty * len(bundles)), scaled, y[:, 0], cv=LeaveOneOut())
+        for penalty in PENALTIES
+    ]
+    return min(scores, key=lambda score: float(np.mean((score - y[:, 0]) ** 2)))
+
+
+def test_choices_are_stacked_as_scipy_would_stack_their_refits() -> None:
+    x, y = planted(("sym0", "anti1"), 6, num_subjects=24)
+    names = [f"{name}@{dimensions}" for name in BUNDLES for dimensions in (4, 6)]
+    scores = np.stack([alone(x, y, name) for name in names], axis=1)
+    stack, _ = nnls(scores - scores.mean(0), y[:, 0] - y.mean())
+    expected = y.mean() + (scores - scores.mean(0)) @ stack
+    probe = fit_probe(x, y, GROUPS)
+    assert np.allclose(probe.loo_score[:, 0], expected, atol=1e-5)
+    assert probe.loo_error == pytest.approx(np.mean((expected - y[:, 0]) ** 2), abs=1e-5)
+    for name, share in zip(names, stack / stack.sum(), strict=True):
+        assert probe.shares.get(name, 0.0) == pytest.approx(share, abs=1e-4)
+
+
+def test_many_subjects_are_compared_on_some_and_fitted_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = planted(("sym0",), 6, num_subjects=90)
+    whole = fit_probe(x, y, GROUPS)
+    monkeypatch.setattr("training.probe.MOST_SUBJECTS", 60)
+    sampled = fit_probe(x, y, GROUPS)
+    assert sampled.loo_score.shape == whole.loo_score.shape and not np.allclose(sampled.weight, whole.weight)
+    assert np.mean(np.sign(sampled.loo_score) == y) > 0.9
 
 
 def test_noise_is_not_predicted_out_of_sample() -> None:

@@ -81,12 +81,14 @@ def test_a_refusal_is_one_line_on_standard_error(
 
 
 @pytest.mark.parametrize("variable", ["RANK", "SLURM_PROCID"])
-def test_only_the_first_rank_tells_why(
+def test_another_rank_tells_why_with_its_number_and_later(
     variable: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("training.environment.time.sleep", waited.append)
     monkeypatch.setenv(variable, "1")
     assert main(["--phase", "3", "--shards", "shards", "--out", "out"], validate=never) == 2
-    assert capsys.readouterr().err == ""
+    assert waited and capsys.readouterr().err.startswith("error on rank 1 (")
 
 
 @pytest.mark.parametrize(
