@@ -152,6 +152,8 @@ def _run(study: Study, trial: Trial, command: Command, interruption: Interruptio
     except KeyboardInterrupt:
         study.release(trial)
         raise
+    if ended.stopped != "lost":
+        study.report(trial, running.validations(folder, key))  # others are compared with the last ones, too
     if ended.stopped == "lost":
         _say(trial, "another worker has taken it over")
     elif ended.code != EXIT_OK and ended.stopped == "pruned":

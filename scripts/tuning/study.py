@@ -136,13 +136,13 @@ class Study:
 
     def report(self, trial: Trial, validations: Sequence[tuple[int, float]]) -> bool:
         """Tell new validations; True if the trial is to be pruned."""
+        prune = False
         for step, value in validations:
             if step > trial.reported:
                 trial.handle.report(value, step)
                 trial.reported = step
-                if trial.handle.should_prune():
-                    return True
-        return False
+                prune = prune or trial.handle.should_prune()
+        return prune
 
     def finish(self, trial: Trial, *, value: float | None = None, error: str = "") -> None:
         """Record a trial as complete, failed (`error`), or pruned (neither)."""

@@ -103,7 +103,8 @@ def test_a_frozen_encoder_trains_under_zero_3(shards: Path) -> None:
 def test_thawing_is_what_makes_the_difference_and_only_from_its_step_on(shards: Path) -> None:
     train(shards, ONE_RANK, 1, sys.executable)
     thawed, frozen = losses(shards / "zero0-1"), losses(shards / "frozen-zero0-1")
-    np.testing.assert_allclose(thawed[:4], frozen[:4], rtol=0, atol=1e-6)  # the third step is the last without
+    # the third step is the last without; the gradients of what waits count in clipping, which Adam hardly sees
+    np.testing.assert_allclose(thawed[:4], frozen[:4], rtol=0, atol=5e-6)
     assert np.abs(thawed[4:] - frozen[4:]).max() > 1e-5
 
 

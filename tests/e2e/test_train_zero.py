@@ -33,7 +33,7 @@ COMMON |= {"steps": NUM_STEPS, "window": str(WINDOW), "pca_frames": 64, "val_run
 COMMON |= {"lr": LR, "warmup": WARM_UP / NUM_STEPS, "weight_decay": WEIGHT_DECAY, "clip": CLIP, "log_every": 1}
 PHASES: dict[int, dict[str, Any]] = {
     1: {"active_weight": 0.5, "split_fractions": (0.5, 0.25, 0.25)},
-    2: {"init": "start-1", "contrast_weight": 0.3, "accumulation": 2},
+    2: {"init": "start-1", "contrast_weight": 0.3, "accumulation": 2, "encoder_lr_scale": 1.0, "latent_weight": 0.5},
     3: {"init": "start-2", "target": "group", "encoder_lr_scale": 1.0, "sequence_lr_scale": 1.0, "patience": 99},
 }
 # a run that learns nothing, whose weights are therefore where all runs of its phase start
