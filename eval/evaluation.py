@@ -84,7 +84,7 @@ def evaluate(config: ReportConfig) -> Evaluation:
     run_config = read_run_config(config.checkpoint)
     with ShardSet(config.shards) as shard_set:
         check_shard_set(run_config, shard_set, config.checkpoint)
-        from training.export import load_model
+        from training.checkpoints.export import load_model
 
         loaded = load_model(config.checkpoint)
         split, target = loaded.split, Target.from_json(loaded.target)

@@ -38,7 +38,7 @@ from shards.flags import read_flags
 
 if TYPE_CHECKING:
     from shards.reader import ShardSet
-    from training.export import LoadedModel
+    from training.checkpoints.export import LoadedModel
     from training.reversal import Pairs
 
 Floats = NDArray[np.float64]
@@ -163,7 +163,7 @@ def tell(config: ArrowConfig) -> int:
 
 def all_rows(config: ArrowConfig, shard_set: ShardSet) -> Iterator[Row]:
     """Rows of each run, and once for each split those that need no model."""
-    from training.export import load_model
+    from training.checkpoints.export import load_model
 
     done: set[tuple[str, int]] = set()
     for folder in config.run:

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None, *, validate: Callable[..., float]) -
     """
     import tyro
 
-    from training.environment import rank_of_launcher, tell
+    from training.engine.environment import rank_of_launcher, tell
 
     first = rank_of_launcher() == 0
     try:
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None, *, validate: Callable[..., float]) -
 
 def _train(config: TrainConfig, validate: Callable[..., float]) -> int:
     from shards.storage.local import raise_open_files_limit
-    from training.environment import raise_if_peer_lost
+    from training.engine.environment import raise_if_peer_lost
     from training.run import train
 
     raise_open_files_limit()

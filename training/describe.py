@@ -24,15 +24,15 @@ from shards import order
 from shards.errors import UsageError
 from shards.reader import ShardSet
 from shards.union import open_sets
-from training import objectives
 from training.config import TrainConfig, architecture
-from training.model import BoldModel, recompute_in_backward
-from training.parameter_groups import parameter_groups
-from training.targets import learn_target
+from training.engine.parameter_groups import parameter_groups
+from training.finetuning.targets import learn_target
+from training.networks.model import BoldModel, recompute_in_backward
+from training.pretraining import objectives
 
 RANKS = (1, 8, 64)
 HALF_STAGES = (1, 2, 3)
-"""ZeRO stages that train in bf16; stage 0 is refused (see `training.deepspeed_config`)."""
+"""ZeRO stages that train in bf16; stage 0 is refused (see `training.engine.deepspeed_config`)."""
 BYTES = 4
 HALF_BYTES = 2
 MOMENTS = 2

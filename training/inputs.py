@@ -17,11 +17,11 @@ from shards.reader import ShardSet
 from shards.splits import Split, check_split, family_column, load_split, make_split, read_strata
 from shards.storage.cache import CacheConfig
 from shards.union import ShardUnion, open_sets
+from training.checkpoints.transfer import Init, open_init
 from training.config import NO_INIT, TrainConfig
-from training.environment import Place
-from training.finetuning import check_subjects
-from training.targets import Target, known_numbers, learn_target
-from training.transfer import Init, open_init
+from training.engine.environment import Place
+from training.finetuning.targets import Target, known_numbers, learn_target
+from training.finetuning.task import check_subjects
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from torch import nn
 from shards.errors import MismatchError
 from shards.loader import WindowLoader
 from shards.reader import ShardSet
-from training.model import inputs_of
+from training.networks.model import inputs_of
 
 
 def predict_windows(
@@ -24,7 +24,7 @@ def predict_windows(
     Parameters
     ----------
     model
-        From `training.export.load_model`.
+        From `training.checkpoints.export.load_model`.
     shard_set
         On the mask that the model was trained on.
     runs

@@ -1,6 +1,6 @@
 """The sizes of the model, and how long and how fast each trains.
 
-`tff` and `hackathon` are the two ancestors, built as their code is (`training.ancestor`) and kept as
+`tff` and `hackathon` are the two ancestors, built as their code is (`training.networks.ancestor`) and kept as
 references to compare with; the others are one architecture in three sizes.
 """
 

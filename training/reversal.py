@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from shards.errors import UsageError
 from shards.reader import ShardSet
-from training.model import BoldModel
-from training.pooling import FeatureGroup, feature_groups, moments
+from training.networks.model import BoldModel
+from training.networks.pooling import FeatureGroup, feature_groups, moments
 
 Floats = NDArray[np.float64]
 
@@ -35,7 +35,7 @@ SAME = 1e-5
 ANTISYMMETRIC = ("anti1", "anti2", "anti3")
 STATIC = {"static": ("mean", "sym0")}
 ORDER = {"order1": ("anti1",), "order": ANTISYMMETRIC, "all": ("mean", "sym0", "sym1", "sym2", *ANTISYMMETRIC)}
-"""Groups of `training.pooling.moments` that a probe may choose from."""
+"""Groups of `training.networks.pooling.moments` that a probe may choose from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,7 +168,7 @@ def fit_direction(pairs: Pairs, choices: Mapping[str, Sequence[str]]) -> Directi
     pairs
         Windows of the training units.
     choices
-        Name to groups of `training.pooling.moments`: `STATIC` or `ORDER`.
+        Name to groups of `training.networks.pooling.moments`: `STATIC` or `ORDER`.
 
     Raises
     ------

@@ -13,18 +13,18 @@ from torch import distributed as dist
 
 from shards.errors import BoldstreamError
 from shards.loader import Batch, WindowLoader
-from training.collective import first_rank_does, gather
+from training.checkpoints.export import save_model
 from training.config import EXIT_DIVERGED, EXIT_PREEMPTED, TrainConfig, resolve
-from training.deepspeed_config import read_deepspeed_config, with_its_batch
 from training.describe import describe
-from training.engine import gather_weights
-from training.environment import rank_of_launcher
-from training.export import save_model
-from training.finetuning import Validate
+from training.engine.collective import first_rank_does, gather
+from training.engine.deepspeed_config import read_deepspeed_config, with_its_batch
+from training.engine.engine import gather_weights
+from training.engine.environment import rank_of_launcher
+from training.finetuning.task import Validate
 from training.interruption import Interruption
-from training.pretraining import Losses
-from training.progress import Progress
-from training.reporting import report_step, report_validation
+from training.pretraining.task import Losses
+from training.reporting.progress import Progress
+from training.reporting.steps import report_step, report_validation
 from training.start import Run, start
 
 logger = logging.getLogger(__name__)

@@ -17,22 +17,22 @@ from shards.errors import OutputError, UsageError
 from shards.loader import WindowLoader
 from shards.splits import save_split
 from shards.writer import write_atomic
-from training import environment
-from training.checkpoint import Checkpoints, Found
-from training.collective import first_rank_does
+from training.checkpoints.checkpoint import Checkpoints, Found
+from training.checkpoints.export import CONFIG, MODEL, SPLIT, TARGET
+from training.checkpoints.identity import Identity, identity_of
+from training.checkpoints.transfer import transfer
 from training.config import TrainConfig, architecture, to_json
-from training.deepspeed_config import check_device, fill
-from training.engine import start_engine
-from training.environment import Place
-from training.export import CONFIG, MODEL, SPLIT, TARGET
-from training.finetuning import Finetuning, Validate
-from training.identity import Identity, identity_of
+from training.engine import environment
+from training.engine.collective import first_rank_does
+from training.engine.deepspeed_config import check_device, fill
+from training.engine.engine import start_engine
+from training.engine.environment import Place
+from training.engine.randomness import seed_all
+from training.finetuning.task import Finetuning, Validate
 from training.inputs import Inputs, make_loader, open_inputs
-from training.journal import Journal
-from training.model import BoldModel
-from training.pretraining import Pretraining
-from training.randomness import seed_all
-from training.transfer import transfer
+from training.networks.model import BoldModel
+from training.pretraining.task import Pretraining
+from training.reporting.journal import Journal
 
 logger = logging.getLogger(__name__)
 

@@ -37,7 +37,7 @@ from shards.publish import publish_set, run_entry
 from shards.reader import ShardSet
 from shards.values import encode
 from shards.writer import EncodedRun, write_shard
-from training.volume import Volume, dense_input
+from training.networks.volume import Volume, dense_input
 
 FULL = {"shape": (91, 109, 91), "frames": 200, "runs": 8, "batch": 16, "steps": 60}
 SMALL = {"shape": (20, 24, 20), "frames": 60, "runs": 4, "batch": 2, "steps": 4}

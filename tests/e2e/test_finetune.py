@@ -126,9 +126,9 @@ def runs(place: Path, make_shard_set: Callable[..., Any], mask: NDArray[np.bool_
 def predict(runs: Path, name: str, *parts: str) -> tuple[NDArray, NDArray, Any]:
     """Target numbers and outputs of the subjects of some parts (default: test), and the target."""
     from shards.reader import ShardSet
-    from training.export import load_model
+    from training.checkpoints.export import load_model
+    from training.finetuning.targets import Target
     from training.predict import predict_windows, subject_means
-    from training.targets import Target
 
     shard_set = ShardSet(runs / "shards")
     described = json.loads((runs / name / "target.json").read_text())

@@ -68,7 +68,7 @@ def test_a_cut_batch_teaches_what_the_whole_one_does(runs: Path, cut: str) -> No
 
 @pytest.mark.distributed
 def test_every_objective_is_logged_and_the_model_loads_again(runs: Path) -> None:
-    from training.export import load_model
+    from training.checkpoints.export import load_model
 
     for name in ("reconstruction", "hidden", "active", "contrast", "pair", "direction"):
         assert (logged(runs / "whole", "train", name) > 0).all(), name

@@ -26,8 +26,8 @@ TWO = ["--batch_size", "6"]
 TWO_IN_TWO = ["--batch_size", "3", "--accumulation", "2"]
 # every rank notes which windows it was given in which step, and ends after a step's checkpoint
 WATCH = """
-import json, os, training.checkpoint, training.pretraining
-turns, save = training.pretraining.Pretraining.turns, training.checkpoint.Checkpoints.save
+import json, os, training.checkpoints.checkpoint, training.pretraining.task
+turns, save = training.pretraining.task.Pretraining.turns, training.checkpoints.checkpoint.Checkpoints.save
 
 def watched(self, forward, batches, step):
     def seen():
@@ -43,8 +43,8 @@ def stop(self, engine, step, *more):
         self.place.world_size > 1 and __import__("torch").distributed.barrier()
         os._exit(9)
 
-training.pretraining.Pretraining.turns = watched
-training.checkpoint.Checkpoints.save = stop
+training.pretraining.task.Pretraining.turns = watched
+training.checkpoints.checkpoint.Checkpoints.save = stop
 """
 
 

@@ -20,7 +20,7 @@ ARGUMENTS = (
 # counts what a process does to the file system in a part of its savings (while files are written under a temporary
 # name, or while they are published and old ones removed); dies before the n-th, or with a file half written
 MOMENTS = """
-import os, signal, torch, training.checkpoint
+import os, signal, torch, training.checkpoints.checkpoint
 count, part = [0], [None]
 
 def moment(half=None):
@@ -46,7 +46,7 @@ def save_tensors(values, path, *args, **kwargs):
     moment(lambda: os.truncate(path, os.path.getsize(path) // 2))
 torch.save = save_tensors
 def during(name, now):
-    real = getattr(training.checkpoint.Checkpoints, name)
+    real = getattr(training.checkpoints.checkpoint.Checkpoints, name)
     def hooked(*args, **kwargs):
         before, part[0] = part[0], now
         found = real(*args, **kwargs)
@@ -55,7 +55,7 @@ def during(name, now):
             with open("moments.txt", "a") as file:
                 file.write(f"{count[0]} ")
         return found
-    setattr(training.checkpoint.Checkpoints, name, hooked)
+    setattr(training.checkpoints.checkpoint.Checkpoints, name, hooked)
 
 during("save", "writing")
 during("_publish", "publishing")

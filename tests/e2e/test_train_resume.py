@@ -23,7 +23,7 @@ PHASE_3 = ["--phase", "3", "--init", "whole-1", "--target", "group", "--dropout"
 PHASE_3 += ["--encoder_lr_scale", "1", "--sequence_lr_scale", "1", "--accumulation", "2"]
 # a process that sends itself signals: SIGNAL while it is at PLACE, on the rank WHO
 SIGNALS = """
-import os, training.checkpoint, training.finetuning, training.pretraining, training.start
+import os, training.checkpoints.checkpoint, training.finetuning.task, training.pretraining.task, training.start
 
 def send(place, times=1):
     if place == PLACE and os.environ["RANK"] == WHO:
@@ -40,8 +40,8 @@ def at(module, name, place, times=1):
     setattr(module, name, hooked)
 
 at(training.start, "_prepare", "start")
-at(training.checkpoint.Checkpoints, "save", "saving", times=3)
-for task in (training.pretraining.Pretraining, training.finetuning.Finetuning):
+at(training.checkpoints.checkpoint.Checkpoints, "save", "saving", times=3)
+for task in (training.pretraining.task.Pretraining, training.finetuning.task.Finetuning):
     at(task, "validate", "validation")
     def turns(self, forward, batches, step, real=task.turns):
         for number, turn in enumerate(real(self, forward, batches, step)):

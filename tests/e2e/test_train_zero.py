@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 from shards.loader import Batch, WindowLoader
 from shards.reader import ShardSet
+from training.checkpoints.export import load_model
 from training.config import TrainConfig, resolve
-from training.environment import Place
-from training.export import load_model
-from training.model import BoldModel, inputs_of
-from training.pretraining import Pretraining
+from training.engine.environment import Place
+from training.networks.model import BoldModel, inputs_of
+from training.pretraining.task import Pretraining
 
 CONFIGS = Path(__file__).resolve().parents[2] / "deepspeed_configs"
 STAGES = (0, 1, 2, 3)

@@ -107,10 +107,10 @@ def make_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., P
         (folder / "config.json").write_text(json.dumps(record))
         default = {"column": "group", "kind": "binary", "levels": ["control", "case"], "mean": None, "std": None}
         loaded = SimpleNamespace(model=say, config=record, target=target or default, split=split or study.split)
-        export, predict = ModuleType("training.export"), ModuleType("training.predict")
+        export, predict = ModuleType("training.checkpoints.export"), ModuleType("training.predict")
         export.load_model = lambda folder, device="cpu": loaded  # type: ignore[attr-defined]
         predict.predict_windows = _predict_windows  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "training.export", export)
+        monkeypatch.setitem(sys.modules, "training.checkpoints.export", export)
         monkeypatch.setitem(sys.modules, "training.predict", predict)
         return folder
 

@@ -12,14 +12,14 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from shards.errors import MismatchError
-from training.ancestor import (
+from training.networks.ancestor import (
     AncestorDecoder,
     AncestorEncoder,
     AncestorSequence,
     BertLayer,
     GreenBlock,
 )
-from training.model import BoldModel, recompute_in_backward
+from training.networks.model import BoldModel, recompute_in_backward
 from training.presets import PRESETS
 
 BOXES = {"tff": (75, 93, 81), "hackathon": (96, 96, 96)}

@@ -16,10 +16,10 @@ import torch
 from torch import distributed as dist
 
 from shards.errors import CorruptShardError, MismatchError, OutputError
-from training.checkpoint import Checkpoints
-from training.environment import Place
-from training.identity import Identity, Layout, check_continues
-from training.randomness import random_state, restore_random_state, seed_all
+from training.checkpoints.checkpoint import Checkpoints
+from training.checkpoints.identity import Identity, Layout, check_continues
+from training.engine.environment import Place
+from training.engine.randomness import random_state, restore_random_state, seed_all
 
 PLACE = Place(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
 IDENTITY = Identity(
@@ -246,7 +246,7 @@ def test_another_version_is_told_and_named_where_it_cannot_be_read(
     later = Checkpoints(
         checkpoints.folder.parent, replace(IDENTITY, software=IDENTITY.software | {"torch": "4"}), 2, PLACE
     )
-    with caplog.at_level(logging.WARNING, logger="training.checkpoint"):
+    with caplog.at_level(logging.WARNING, logger="training.checkpoints.checkpoint"):
         assert resumed(later)[0] == 7
     assert "saved by torch 3, now 4" in caplog.text
     engine = Engine()

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import distributed as dist
 
-from training.collapse import Scatter
-from training.environment import Place
+from training.engine.environment import Place
+from training.pretraining.collapse import Scatter
 
 
 @pytest.fixture

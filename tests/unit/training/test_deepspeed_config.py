@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from shards.errors import UsageError
-from training import deepspeed_rules
 from training.config import TrainConfig, resolve
-from training.deepspeed_config import DEFAULT, check_device, fill, read_deepspeed_config, with_its_batch
+from training.engine import deepspeed_rules
+from training.engine.deepspeed_config import DEFAULT, check_device, fill, read_deepspeed_config, with_its_batch
 
 SHIPPED = sorted((Path(__file__).parents[3] / "deepspeed_configs").glob("*.json"))
 

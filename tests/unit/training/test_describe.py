@@ -18,7 +18,7 @@ from shards.order import parse_window
 from shards.reader import ShardSet
 from training.cli import main
 from training.describe import activation_bytes, count, operations, state_bytes, window_bytes
-from training.model import BoldModel, recompute_in_backward
+from training.networks.model import BoldModel, recompute_in_backward
 from training.presets import PRESETS, Architecture
 
 L = 5
@@ -162,7 +162,7 @@ def place(tmp_path: Path, make_shard_set: Callable[..., Any], monkeypatch: pytes
     def started() -> None:
         raise AssertionError("a description starts no process group")
 
-    monkeypatch.setattr("training.environment.enter", started)
+    monkeypatch.setattr("training.engine.environment.enter", started)
     return tmp_path
 
 

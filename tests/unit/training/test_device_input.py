@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from shards.affine import intensity_of
 from shards.loader import Batch, WindowLoader
 from shards.reader import ShardSet
-from training.volume import Volume, dense_input
+from training.networks.volume import Volume, dense_input
 
 DTYPES = ["int8", "int16", "float16", "float32"]
 

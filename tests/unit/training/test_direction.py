@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.direction import Direction, reversed_frames
-from training.objectives import direction_error
+from training.pretraining.direction import Direction, reversed_frames
+from training.pretraining.objectives import direction_error
 
 LENGTHS = torch.tensor([12, 12, 9, 12])
 

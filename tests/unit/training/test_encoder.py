@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training.decoder import Decoder
-from training.encoder import Encoder, WideLinear, stage_extents
-from training.principal import principal_components, start_at_principal_components
-from training.volume import Volume
+from training.networks.decoder import Decoder
+from training.networks.encoder import Encoder, WideLinear, stage_extents
+from training.networks.principal import principal_components, start_at_principal_components
+from training.networks.volume import Volume
 
 
 def build(

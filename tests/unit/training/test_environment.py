@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from shards.errors import UsageError
-from training import environment
-from training.environment import LAUNCHER_VARIABLES, PeerLostError
+from training.engine import environment
+from training.engine.environment import LAUNCHER_VARIABLES, PeerLostError
 
 SRUN = {
     "SLURM_PROCID": "3",
@@ -155,7 +155,7 @@ def last():  # registered first, so it runs after what `enter` registers
     from torch import distributed
     print("open" if distributed.is_initialized() else "closed")
 atexit.register(last)
-from training import environment
+from training.engine import environment
 place = environment.enter()
 assert (place.rank, place.world_size, place.is_first) == (0, 1, True)
 raise SystemExit(6)

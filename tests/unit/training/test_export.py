@@ -15,13 +15,13 @@ import torch
 from shards.errors import BoldstreamError, CorruptShardError, FormatVersionError, MismatchError, UsageError
 from shards.reader import ShardSet
 from shards.splits import make_split, save_split
+from training.checkpoints.export import CONFIG, MODEL, SPLIT, TARGET, WEIGHTS, load_model, save_model
+from training.checkpoints.transfer import open_init, transfer
 from training.config import TrainConfig
-from training.export import CONFIG, MODEL, SPLIT, TARGET, WEIGHTS, load_model, save_model
 from training.inputs import open_inputs
-from training.model import BoldModel
+from training.networks.model import BoldModel
 from training.predict import predict_windows, subject_means
 from training.presets import Architecture
-from training.transfer import open_init, transfer
 
 SIZE = Architecture(latent=6, channels=(8, 8), blocks=1, width=16, depth=1, heads=2, dropout=0.2)
 SUBJECTS = tuple(f"{k:02d}" for k in range(12))
@@ -181,7 +181,7 @@ def test_transfer_takes_what_both_have_and_says_so(
     before = some_model(mask, source)
     model = some_model(mask, phase, seed=1)
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with ShardSet(shards) as shard_set, caplog.at_level(logging.INFO, logger="training.transfer"):
+    with ShardSet(shards) as shard_set, caplog.at_level(logging.INFO, logger="training.checkpoints.transfer"):
         report = transfer(model, open_init(make_run(before), phase, shard_set))
     for name, tensor in model.state_dict().items():
         expected = before.state_dict() if name in before.state_dict() else start

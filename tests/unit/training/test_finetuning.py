@@ -16,17 +16,18 @@ from sklearn.metrics import log_loss
 
 from shards.loader import WindowLoader
 from shards.reader import ShardSet
-from training import finetuning, run
-from training.checkpoint import Checkpoints
+from training import run
+from training.checkpoints.checkpoint import Checkpoints
 from training.config import TrainConfig, resolve
-from training.environment import Place
-from training.finetuning import Finetuning
-from training.journal import Journal
-from training.model import BoldModel
+from training.engine.environment import Place
+from training.finetuning import task as finetuning
+from training.finetuning.probe import fit_probe
+from training.finetuning.targets import known_numbers, learn_target
+from training.finetuning.task import Finetuning
+from training.networks.model import BoldModel
 from training.predict import predict_windows, subject_means
 from training.presets import Architecture
-from training.probe import fit_probe
-from training.targets import known_numbers, learn_target
+from training.reporting.journal import Journal
 
 SIZE = Architecture(latent=5, channels=(8, 8), blocks=1, width=16, depth=1, heads=2, dropout=0.0)
 NUM_SUBJECTS, NUM_FRAMES, WINDOW = 24, 37, 10  # the last window of each run has 7 frames

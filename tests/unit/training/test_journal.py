@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from training.journal import Journal
+from training.reporting.journal import Journal
 
 
 def records(folder: Path) -> list[dict[str, Any]]:

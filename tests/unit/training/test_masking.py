@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.masking import hidden_frames
+from training.pretraining.masking import hidden_frames
 
 
 def draw(lengths: list[int], *, seed: int = 0, fraction: float = 0.25, span: int = 3) -> np.ndarray:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from shards.loader import WindowLoader
 from shards.reader import ShardSet
-from training.model import BoldModel, inputs_of
-from training.objectives import elementwise
+from training.networks.model import BoldModel, inputs_of
 from training.presets import Architecture
+from training.pretraining.objectives import elementwise
 
 SIZE = Architecture(latent=6, channels=(8, 16), blocks=1, width=32, depth=2, heads=2, dropout=0.0)
 POOLS = ["cls", "mean", "moments"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from training import objectives
+from training.pretraining import objectives
 
 ALL = torch.ones(2, 6, dtype=torch.bool)
 

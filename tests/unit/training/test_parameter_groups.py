@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from shards.errors import UsageError
-from training.ancestor import AncestorEncoder, AncestorSequence
 from training.config import TrainConfig, resolve
-from training.deepspeed_config import BETAS
-from training.model import BoldModel
-from training.parameter_groups import check_scheduler, layers, parameter_groups, rate, schedule
+from training.engine.deepspeed_config import BETAS
+from training.engine.parameter_groups import check_scheduler, layers, parameter_groups, rate, schedule
+from training.networks.ancestor import AncestorEncoder, AncestorSequence
+from training.networks.model import BoldModel
 from training.presets import Architecture
 
 SIZE = Architecture(latent=5, channels=(8, 8, 8), blocks=1, width=16, depth=2, heads=2, dropout=0.5)

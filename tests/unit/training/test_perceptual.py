@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shards.errors import MismatchError, UsageError
-from training import perceptual
-from training.perceptual import Perceptual, drawn_slices
-from training.volume import Volume
+from training.networks.volume import Volume
+from training.pretraining import perceptual
+from training.pretraining.perceptual import Perceptual, drawn_slices
 
 CHANNELS = {0: (64, 3), 2: (64, 64), 5: (128, 64), 7: (128, 128)}
 KEY = np.array([[0, 5, 2, 10], [0, 5, 2, 30], [0, 5, 7, 10]])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.pooling import Pool, feature_groups, moments
+from training.networks.pooling import Pool, feature_groups, moments
 
 GROUPS = {group.name: slice(group.start, group.stop) for group in feature_groups("moments", 4, 8)}
 

@@ -16,13 +16,14 @@ from torch import Tensor, multiprocessing
 from torch import distributed as dist
 
 from shards.batch import Batch
-from training import objectives, pretraining
 from training.config import TrainConfig, architecture, resolve
-from training.environment import Place
-from training.model import BoldModel, inputs_of
-from training.perceptual import LAYERS
-from training.pooling import valid_frames
-from training.pretraining import Pretraining
+from training.engine.environment import Place
+from training.networks.model import BoldModel, inputs_of
+from training.networks.pooling import valid_frames
+from training.pretraining import objectives
+from training.pretraining import task as pretraining
+from training.pretraining.perceptual import LAYERS
+from training.pretraining.task import Pretraining
 
 NUM_WINDOWS, NUM_FRAMES = 8, 10
 RUNS = (0, 0, 1, 1, 2, 2, 0, 0)
@@ -251,7 +252,7 @@ def test_the_log_says_whether_hidden_frames_are_predicted(
             "expected": expected,
         }
 
-    with caplog.at_level(logging.INFO, "training.pretraining"):
+    with caplog.at_level(logging.INFO, "training.pretraining.task"):
         found = Pretraining(config, place_of(), [windows(0, 4), windows(4, 8)]).validate(forward)  # type: ignore[arg-type]
     assert found["beats_trivial"] is found["latent_beats_trivial"] is found["ahead_beats_trivial"] is knows
     best = min(found[f"mse_{rule}"] for rule in ("mean", "previous", "linear"))

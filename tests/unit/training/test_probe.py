@@ -8,8 +8,8 @@ from scipy.optimize import nnls
 from sklearn.linear_model import Ridge, RidgeClassifier
 from sklearn.model_selection import LeaveOneOut, cross_val_predict
 
-from training.pooling import feature_groups
-from training.probe import BUNDLES, PENALTIES, calibrate, fit_probe, fit_ridge
+from training.finetuning.probe import BUNDLES, PENALTIES, calibrate, fit_probe, fit_ridge
+from training.networks.pooling import feature_groups
 
 GROUPS = feature_groups("moments", 6, 8)
 NUM_FEATURES = GROUPS[-1].stop
@@ -95,7 +95,7 @@ def test_choices_are_stacked_as_scipy_would_stack_their_refits() -> None:
 def test_many_subjects_are_compared_on_some_and_fitted_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = planted(("sym0",), 6, num_subjects=90)
     whole = fit_probe(x, y, GROUPS)
-    monkeypatch.setattr("training.probe.MOST_SUBJECTS", 60)
+    monkeypatch.setattr("training.finetuning.probe.MOST_SUBJECTS", 60)
     sampled = fit_probe(x, y, GROUPS)
     assert sampled.loo_score.shape == whole.loo_score.shape and not np.allclose(sampled.weight, whole.weight)
     assert np.mean(np.sign(sampled.loo_score) == y) > 0.9

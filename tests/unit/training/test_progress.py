@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from training.progress import Progress, memory_gb
+from training.reporting.progress import Progress, memory_gb
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from shards.errors import CorruptShardError
-from training.export import MODEL, WEIGHTS, rebuild, save_model
-from training.model import BoldModel
+from training.checkpoints.export import MODEL, WEIGHTS, rebuild, save_model
+from training.networks.model import BoldModel
 from training.presets import Architecture
 
 FIRST = Path(__file__).parent / "models" / "format-1"

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import distributed as dist
 
-from training.journal import Journal
-from training.reporting import report_step, report_validation
+from training.reporting.journal import Journal
+from training.reporting.steps import report_step, report_validation
 
 SPEED = {"frames_per_s": 800.0, "data_wait": 0.1, "step_s": 0.5, "memory_gb": 2.0, "left_s": 60.0}
 

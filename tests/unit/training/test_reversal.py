@@ -13,7 +13,7 @@ from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 
 from shards.errors import UsageError
 from training import reversal
-from training.model import BoldModel
+from training.networks.model import BoldModel
 from training.presets import Architecture
 from training.reversal import ORDER, PENALTIES, STATIC, Pairs, fit_direction, in_context, shuffled, window_starts
 

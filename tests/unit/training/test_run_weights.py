@@ -13,7 +13,7 @@ import torch
 from shards.errors import UsageError
 from shards.union import open_sets
 from training.config import TrainConfig
-from training.environment import Place
+from training.engine.environment import Place
 from training.inputs import make_loader, open_inputs, run_weights
 
 BASE: dict[str, Any] = {"phase": 1, "out": Path("out"), "preset": "tiny", "window": "10"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training.sequence import Sequence, rotary_frequencies, rotate
+from training.networks.sequence import Sequence, rotary_frequencies, rotate
 
 
 @pytest.fixture

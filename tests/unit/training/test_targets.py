@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from shards.errors import UsageError
-from training.targets import Target, known_numbers, learn_target, level_weights
+from training.finetuning.targets import Target, known_numbers, learn_target, level_weights
 
 
 def column(*values: str) -> dict[str, str]:

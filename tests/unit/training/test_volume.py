@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.volume import MAX_PATCHES, Volume, crop_of, patch_stride
+from training.networks.volume import MAX_PATCHES, Volume, crop_of, patch_stride
 
 GRIDS = [(6, 10, 10), (40, 20, 1), (1, 1, 5), (13, 9, 17), (1, 1, 1), (100, 60, 8)]
 

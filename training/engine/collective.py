@@ -12,7 +12,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from shards.errors import BoldstreamError
-from training.environment import Place
+from training.engine.environment import Place
 
 T = TypeVar("T")
 

@@ -27,15 +27,15 @@ from torch.nn import functional as F
 from shards.errors import UsageError
 from shards.loader import Batch, WindowLoader
 from shards.reader import ShardSet
-from training.collective import first_rank_does, gather
 from training.config import TrainConfig
-from training.environment import Place
-from training.features import collect, mean_and_covariance, subject_features, window_noise
-from training.model import BoldModel, inputs_of
+from training.engine.collective import first_rank_does, gather
+from training.engine.environment import Place
+from training.finetuning.features import collect, mean_and_covariance, subject_features, window_noise
+from training.finetuning.probe import calibrate, fit_probe
+from training.finetuning.targets import Target, level_weights
+from training.networks.model import BoldModel, inputs_of
 from training.predict import subject_means, window_outputs
-from training.pretraining import Forward, Losses
-from training.probe import calibrate, fit_probe
-from training.targets import Target, level_weights
+from training.pretraining.task import Forward, Losses
 
 logger = logging.getLogger(__name__)
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import nn
 
-from training.ancestor import AncestorDecoder, AncestorEncoder, AncestorSequence
-from training.decoder import Decoder
-from training.encoder import Encoder
+from training.networks.ancestor import AncestorDecoder, AncestorEncoder, AncestorSequence
+from training.networks.decoder import Decoder
+from training.networks.encoder import Encoder
+from training.networks.sequence import Sequence
+from training.networks.volume import Crop
 from training.presets import Architecture
-from training.sequence import Sequence
-from training.volume import Crop
 
 CONVOLUTION_DROPOUT = {1: (0.2, 0.2), 2: (0.2, 0.2), 3: (0.35, 0.0)}
 """Ancestors: dropout of encoder and decoder blocks in each phase."""

@@ -17,20 +17,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shards.loader import Batch, WindowLoader
-from training import objectives
-from training.collapse import Scatter
-from training.collective import sum_over_ranks
 from training.config import TrainConfig
-from training.coupled import Coupling, Embeddings, couple, is_coupled, kept
-from training.environment import Place
-from training.masking import hidden_frames
-from training.model import BoldModel, inputs_of
-from training.pooling import valid_frames
-from training.principal import start_at_principal_components
-from training.randomness import random_state, restore_random_state
+from training.engine.collective import sum_over_ranks
+from training.engine.environment import Place
+from training.engine.randomness import random_state, restore_random_state
+from training.networks.model import BoldModel, inputs_of
+from training.networks.pooling import valid_frames
+from training.networks.principal import start_at_principal_components
+from training.pretraining import objectives
+from training.pretraining.collapse import Scatter
+from training.pretraining.coupled import Coupling, Embeddings, couple, is_coupled, kept
+from training.pretraining.masking import hidden_frames
 
 if TYPE_CHECKING:
-    from training.perceptual import Perceptual
+    from training.pretraining.perceptual import Perceptual
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Pretraining:
     def _perceptual(self) -> Perceptual | None:
         if not self.config.perceptual_weight or self.config.perceptual_file is None:
             return None
-        from training.perceptual import Perceptual
+        from training.pretraining.perceptual import Perceptual
 
         return Perceptual(self.config.perceptual_file, self.config.perceptual_slices).to(self.place.device)
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from training.decoder import Decoder
-from training.encoder import Encoder
+from training.networks.decoder import Decoder
+from training.networks.encoder import Encoder
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.pooling import FeatureGroup
+from training.networks.pooling import FeatureGroup
 
 Floats = NDArray[np.float64]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from shards.errors import MismatchError, UsageError
 from shards.reader import ShardSet
 from shards.splits import Split, load_split
-from training.export import SPLIT, read_description, read_weights
-from training.model import BoldModel
+from training.checkpoints.export import SPLIT, read_description, read_weights
+from training.networks.model import BoldModel
 
 logger = logging.getLogger(__name__)
 

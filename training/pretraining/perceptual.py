@@ -4,16 +4,7 @@ Axial slices of the reconstruction and of the truth go through VGG16 (Simonyan &
 the loss is the mean squared difference after relu1_2 plus that after relu2_2. Written anew; the same loss as TFF's
 but for this:
 
-- The weights come from a local file, nothing is downloaded. Make it once, where torchvision and a network are, from
-  the classifier trained on ImageNet::
-
-      from safetensors.torch import save_file
-      from torchvision.models import VGG16_Weights, vgg16
-
-      weights = vgg16(weights=VGG16_Weights.IMAGENET1K_V1).state_dict()
-      wanted = [f"features.{layer}.{kind}" for layer in (0, 2, 5, 7) for kind in ("weight", "bias")]
-      save_file({name: weights[name].contiguous() for name in wanted}, "vgg16_relu2_2.safetensors")
-
+- The weights come from a local file, nothing is downloaded; `training/README.md` says how to make it.
 - Nothing is computed that is not used (TFF went on to relu3_3, 49 % of the work, and threw that away), and the first
   layer is applied to one channel, its kernels summed over red, green and blue, instead of to three equal channels.
 - What is compared is the residual inside the mask (TFF: z-scored intensity and its background). Outside the mask both
@@ -38,8 +29,8 @@ from torch.nn import functional as F
 
 from shards.errors import MismatchError, UsageError
 from shards.order import hashes
-from training.objectives import window_mean
-from training.volume import Volume
+from training.networks.volume import Volume
+from training.pretraining.objectives import window_mean
 
 LAYERS = {"features.0": (64, 3), "features.2": (64, 64), "features.5": (128, 64), "features.7": (128, 128)}
 """Convolutions as far as relu2_2: output and input channels; every kernel is 3x3."""
@@ -49,7 +40,7 @@ STREAM = 7
 
 
 def drawn_slices(key: NDArray[np.int64], *, num_frames: int, num_slices: int, share: float) -> NDArray[np.int64]:
-    """Which axial slices of each frame are compared: a pure function, as `training.masking.hidden_frames`.
+    """Which axial slices of each frame are compared: a pure function, as `training.pretraining.masking.hidden_frames`.
 
     Parameters
     ----------
@@ -202,7 +193,7 @@ def _read_layers(file: Path) -> list[tuple[Tensor, Tensor]]:
 
     found: dict[str, Tensor] = {}
     if not file.is_file():
-        raise UsageError(f"--perceptual_file {file}: no such file; make it as training/perceptual.py says")
+        raise UsageError(f"--perceptual_file {file}: no such file; make it as training/pretraining/perceptual.py says")
     try:
         with safe_open(file, framework="pt") as stored:
             for name in stored.keys():  # noqa: SIM118 - not a dict
@@ -212,7 +203,7 @@ def _read_layers(file: Path) -> list[tuple[Tensor, Tensor]]:
         raise UsageError(f"--perceptual_file {file}: {error.strerror or error}; give a file that can be read") from None
     except SafetensorError as error:
         raise UsageError(
-            f"--perceptual_file {file}: not a safetensors file ({error}); make it as training/perceptual.py says"
+            f"--perceptual_file {file}: not a safetensors file ({error}); training/README.md says how to make it"
         ) from None
     layers = []
     for layer, (out, into) in LAYERS.items():

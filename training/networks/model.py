@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from shards.loader import Batch
-from training.direction import Direction, reversed_frames
-from training.families import make_decoder, make_encoder, make_sequence
-from training.pooling import Pool, valid_frames
+from training.networks.families import make_decoder, make_encoder, make_sequence
+from training.networks.pooling import Pool, valid_frames
+from training.networks.sequence import filtered
+from training.networks.volume import Volume
 from training.presets import Architecture
-from training.sequence import filtered
-from training.volume import Volume
+from training.pretraining.direction import Direction, reversed_frames
 
 
 class BoldModel(nn.Module):
@@ -106,7 +106,7 @@ class BoldModel(nn.Module):
             `[B, L, D]`, each latent from the frames before it, if the architecture is causal; and, if asked for,
             `forward_score` and `reversed_score` `[B]`. Phase 3: `output` `[B, K]`: logits, or the value in the
             target's own units, whose average over windows is the subject's; and `window_scale` `[1]`, how far one
-            window alone is to be trusted (`training.finetuning`).
+            window alone is to be trusted (`training.finetuning.task`).
         """
         residual_BLV = self.volume.residual(q, gain, shift)
         latent_BLD = self.encode(residual_BLV, level, spread)

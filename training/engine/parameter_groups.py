@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from shards.errors import UsageError
 from training.config import TrainConfig
-from training.model import BoldModel
+from training.networks.model import BoldModel
 
 STACKS = (nn.Sequential, nn.ModuleList)
 KEEPS_RATES = "WarmupCosineLR"

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from training.pooling import ANTISYMMETRIC_LAGS, feature_groups, moments
+from training.networks.pooling import ANTISYMMETRIC_LAGS, feature_groups, moments
 
 MOST_DIMENSIONS = 32
 

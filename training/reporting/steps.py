@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from training.journal import Journal
-from training.progress import Progress
+from training.reporting.journal import Journal
+from training.reporting.progress import Progress
 
 logger = logging.getLogger(__name__)
 

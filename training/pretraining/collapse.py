@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.collective import sum_over_ranks
-from training.environment import Place
-from training.objectives import effective_rank
+from training.engine.collective import sum_over_ranks
+from training.engine.environment import Place
+from training.pretraining.objectives import effective_rank
 
 
 class Scatter:

@@ -14,7 +14,7 @@ from shards.errors import CorruptShardError, FormatVersionError, MismatchError, 
 from shards.format import xxh3
 from shards.splits import Split, load_split
 from shards.writer import write_atomic
-from training.model import BoldModel
+from training.networks.model import BoldModel
 from training.presets import Architecture, PoolName
 
 WEIGHTS = "model.safetensors"

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from shards.batch import Batch
-from training.collective import gather_rows
 from training.config import TrainConfig
-from training.environment import Place
-from training.objectives import neighbour_contrast, pair_contrast
+from training.engine.collective import gather_rows
+from training.engine.environment import Place
+from training.pretraining.objectives import neighbour_contrast, pair_contrast
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""DeepSpeed's JSON: read, checked (`training.deepspeed_rules`), its "auto" values filled from the flags."""
+"""DeepSpeed's JSON: read, checked (`training.engine.deepspeed_rules`), its "auto" values filled from the flags."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from shards.errors import UsageError
 from training.config import TrainConfig
-from training.deepspeed_rules import check_by_deepspeed, check_rules
-from training.deepspeed_rules import zero_stage as zero_stage
+from training.engine.deepspeed_rules import check_by_deepspeed, check_rules
+from training.engine.deepspeed_rules import zero_stage as zero_stage
 
 BETAS = (0.9, 0.95)
 EPS = 1e-8

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from training.config import TrainConfig
-from training.deepspeed_config import BETAS, EPS
-from training.model import BoldModel, recompute_in_backward
-from training.parameter_groups import check_scheduler, parameter_groups, schedule
+from training.engine.deepspeed_config import BETAS, EPS
+from training.engine.parameter_groups import check_scheduler, parameter_groups, schedule
+from training.networks.model import BoldModel, recompute_in_backward
 
 
 def start_engine(model: BoldModel, config: TrainConfig, deepspeed_values: dict[str, Any], num_steps: int) -> Any:

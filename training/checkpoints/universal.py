@@ -23,8 +23,8 @@ from torch import Tensor
 from torch import distributed as dist
 
 from shards.errors import CorruptShardError, OutputError
-from training.collective import first_rank_does
-from training.environment import Place
+from training.engine.collective import first_rank_does
+from training.engine.environment import Place
 
 logger = logging.getLogger(__name__)
 

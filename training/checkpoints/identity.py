@@ -9,7 +9,7 @@ from typing import Any
 
 from shards.errors import MismatchError
 from training.config import FREE_ON_RESUME, TrainConfig, to_json
-from training.deepspeed_config import zero_stage
+from training.engine.deepspeed_config import zero_stage
 
 SOFTWARE = ("boldstream", "deepspeed", "torch")
 # they say how a step's windows are cut into ranks and batches, or what is told about the run

@@ -15,8 +15,8 @@ from typing import Any
 import xxhash
 
 from shards.errors import CorruptShardError
-from training.collective import first_rank_does, gather
-from training.environment import Place
+from training.engine.collective import first_rank_does, gather
+from training.engine.environment import Place
 
 FILES = "files.json"
 BLOCK = 1 << 22

@@ -13,8 +13,8 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.encoder import Extent, ResidualBlock, conv, stage_extents, zeroed
-from training.volume import Crop
+from training.networks.encoder import Extent, ResidualBlock, conv, stage_extents, zeroed
+from training.networks.volume import Crop
 
 
 class Decoder(nn.Module):

@@ -23,12 +23,12 @@ from torch import Tensor
 from shards.errors import BoldstreamError, CorruptShardError, MismatchError, OutputError
 from shards.writer import TEMPORARY as UNFINISHED
 from shards.writer import write_atomic
-from training import universal
-from training.collective import first_rank_does, gather
-from training.environment import Place
-from training.identity import Identity, check_continues
-from training.randomness import random_state, restore_random_state, seed_all
-from training.seal import FILES, check_seal, files_below, read_seal, seal, seal_text
+from training.checkpoints import universal
+from training.checkpoints.identity import Identity, check_continues
+from training.checkpoints.seal import FILES, check_seal, files_below, read_seal, seal, seal_text
+from training.engine.collective import first_rank_does, gather
+from training.engine.environment import Place
+from training.engine.randomness import random_state, restore_random_state, seed_all
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ class Checkpoints:
     def resume(self, engine: Any, found: Found) -> tuple[int, dict[str, Any]]:
         """Load a checkpoint into a fresh engine and this process's generators; every rank must call it.
 
-        On another number of ranks the checkpoint is converted on the way (`training.universal`), and the
+        On another number of ranks the checkpoint is converted on the way (`training.checkpoints.universal`), and the
         generators are seeded anew from (seed, step, rank).
 
         Returns

@@ -16,7 +16,7 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.volume import Crop
+from training.networks.volume import Crop
 
 CHANNELS_PER_GROUP = 8
 Extent = tuple[int, int, int]

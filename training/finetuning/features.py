@@ -16,9 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from shards.loader import WindowLoader
 from shards.reader import ShardSet
-from training.collective import gather, sum_over_ranks
-from training.environment import Place
-from training.model import BoldModel, inputs_of
+from training.engine.collective import gather, sum_over_ranks
+from training.engine.environment import Place
+from training.networks.model import BoldModel, inputs_of
 
 Floats = NDArray[np.float64]
 

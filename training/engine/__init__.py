@@ -1,0 +1,1 @@
+"""Ranks, DeepSpeed and its configuration, and which parameters learn."""

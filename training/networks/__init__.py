@@ -1,0 +1,1 @@
+"""The networks: volumes, encoder, decoder, transformer over frames, pooling, and the model made of them."""

@@ -1,0 +1,1 @@
+"""What a run tells: its log, monitors, and a line for people."""
