@@ -90,6 +90,7 @@ def start(config: TrainConfig, deepspeed_values: dict[str, Any], validate: Valid
     place = environment.enter()
     check_device(deepspeed_values, place.device.type)
     loader = make_loader(config, place, inputs.shard_set, inputs.train_runs, "train")
+    check_window(config, loader)
     config = _with_steps(config, loader)
     deepspeed_values = fill(deepspeed_values, config, place.world_size)
     hashes = inputs.hashes | {"window_frames": loader.window_frames}
@@ -143,6 +144,16 @@ def start(config: TrainConfig, deepspeed_values: dict[str, Any], validate: Valid
         step=step,
         best=best,
     )
+
+
+def check_window(config: TrainConfig, loader: WindowLoader) -> None:
+    """Refuse windows that the ancestors' learned positions do not reach."""
+    positions = architecture(config).positions
+    if positions is not None and config.phase > 1 and loader.window_frames >= positions:
+        raise UsageError(
+            f"--window {config.window}: {loader.window_frames} frames, the preset {config.preset} has positions for "
+            f"{positions - 1}; choose shorter windows"
+        )
 
 
 def _task(config: TrainConfig, place: Place, inputs: Inputs, validate: Validate) -> Pretraining | Finetuning:

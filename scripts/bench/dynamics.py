@@ -26,6 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 SUBJECTS, FRAMES = 160, 200
 SPLIT = "--split_stratify group site --split_fractions 0.6 0.15 0.25"
+BY_GRADIENT = "--sequence_lr_scale 1 --lr 1e-3 --steps 300 --batch_size 8"
 EFFECTS = {
     "dynamics": "--effect-fc 0 --effect-dynamics 0.4",
     "anatomy": "--effect-fc 0 --effect-anatomy 0.1",
@@ -60,9 +61,9 @@ ARMS = (
     Arm(name="without phase 2", init="p1", flags=""),
     Arm(name="without phase 1", init="p2-alone", flags=""),
     Arm(name="without both", init="none", flags=SPLIT),
-    Arm(name="without both, all by gradient", init="none", flags=f"{SPLIT} --encoder_lr_scale 1 --sequence_lr_scale 1"),
-    Arm(name="three phases, CLS pooling", init="p2", flags="--pool cls --sequence_lr_scale 1"),
-    Arm(name="three phases, mean pooling", init="p2", flags="--pool mean --sequence_lr_scale 1"),
+    Arm(name="without both, all by gradient", init="none", flags=f"{SPLIT} --encoder_lr_scale 1 {BY_GRADIENT}"),
+    Arm(name="three phases, CLS pooling", init="p2", flags=f"--pool cls {BY_GRADIENT}"),
+    Arm(name="three phases, mean pooling", init="p2", flags=f"--pool mean {BY_GRADIENT}"),
 )
 OF_ANATOMY = ("three phases",)
 

@@ -59,7 +59,7 @@ def principal_components(x_NF: Tensor, num_components: int) -> tuple[Tensor, Ten
     found = (vectors_ND[:, kept] / norm).T.float() @ x_NF
     components = x_NF.new_zeros(num_components, x_NF.shape[1])
     scale = x_NF.new_ones(num_components)
-    components[: len(found)] = found
+    components[: len(found)] = _oriented(found)
     scale[: len(found)] = (norm / num_rows**0.5).float()
     return components, scale
 
@@ -80,8 +80,14 @@ def _leading_rows(scatter_KK: Tensor, count: int) -> Tensor:
     """Leading eigenvectors as rows `[count, K]`; zero rows past K."""
     vectors = torch.linalg.eigh(scatter_KK.double()).eigenvectors.flip(1).T.float()
     rows = scatter_KK.new_zeros(count, scatter_KK.shape[0])
-    rows[: len(vectors)] = vectors[:count]
+    rows[: len(vectors)] = _oriented(vectors[:count])
     return rows
+
+
+def _oriented(rows: Tensor) -> Tensor:
+    """Rows with their sign such that the largest entry is positive: which one a solver gives differs by machine."""
+    largest = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True))
+    return rows * torch.where(largest < 0, -1.0, 1.0)
 
 
 def _assign(parameter: Tensor | None, value: Tensor | float) -> None:
