@@ -14,6 +14,9 @@ from training.reporting.progress import Progress
 
 logger = logging.getLogger(__name__)
 
+FOR_PEOPLE = ("score", "loss", "mse", "latent_mse", "ahead_mse", "direction_told", "latent_rank", "context_rank")
+"""Figures of a validation that the line for people has; the journal has all of them."""
+
 
 def report_step(
     journal: Journal, engine: Any, progress: Progress, terms: dict[str, Tensor], loss: float, step: int
@@ -39,7 +42,8 @@ def report_validation(journal: Journal, engine: Any, found: dict[str, float], st
     """Log a validation."""
     journal.write("val", step, **found)
     _tell_monitors(journal, engine, "Val", found)
-    logger.info("step %d validation: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
+    figures = ", ".join(f"{name} {found[name]:.4g}" for name in FOR_PEOPLE if name in found)
+    logger.info("step %d validation: %s", step, figures)
 
 
 def _mean_over_ranks(terms: dict[str, Tensor]) -> dict[str, float]:

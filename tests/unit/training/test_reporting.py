@@ -78,7 +78,7 @@ def test_validation_is_told_to_all_three(tmp_path: Path, caplog: pytest.LogCaptu
     told = engine()
     logging.getLogger("training").propagate = True
     with caplog.at_level(logging.INFO, logger="training"):
-        report_validation(Journal(tmp_path, True), told, {"mse": 0.5, "beats_trivial": True}, 6)
+        report_validation(Journal(tmp_path, True), told, {"mse": 0.5, "beats_trivial": True, "latent_rank": 3.0}, 6)
     assert json.loads((tmp_path / "log.jsonl").read_text())["mse"] == 0.5
-    assert told.written == [("Val/mse", 0.5, 48), ("Val/beats_trivial", 1.0, 48)]
-    assert "step 6 validation: mse 0.5, beats_trivial 1" in caplog.text
+    assert told.written == [("Val/mse", 0.5, 48), ("Val/beats_trivial", 1.0, 48), ("Val/latent_rank", 3.0, 48)]
+    assert "step 6 validation: mse 0.5, latent_rank 3" in caplog.text
