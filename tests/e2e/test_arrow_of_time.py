@@ -59,7 +59,9 @@ def read(out: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
     return {(Path(line["run"]).name, line["model"], line["sees"]): line for line in table}
 
 
-def signals(angle_rad: float, num_voxels: int, *, subjects: int = 15, frames: int = 150) -> dict[str, np.ndarray]:
+def signals(
+    angle_rad: float, num_voxels: int, *, subjects: int = 15, frames: int = 150, first_seed: int = 100
+) -> dict[str, np.ndarray]:
     """Voxels that mix six sources, which turn plane by plane (irreversible) or, at angle 0, do not."""
     shared = np.random.default_rng(0)
     mixing = shared.standard_normal((6, num_voxels))
@@ -69,7 +71,7 @@ def signals(angle_rad: float, num_voxels: int, *, subjects: int = 15, frames: in
     step = expm(turn)
     made = {}
     for k in range(subjects):
-        rng = np.random.default_rng(100 + k)
+        rng = np.random.default_rng(first_seed + k)
         x, series = rng.standard_normal(6), []
         for _ in range(frames):
             x = 0.8 * x @ step + 0.6 * rng.standard_normal(6)
@@ -87,10 +89,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def study(place: Path, mask: np.ndarray, make_shard_set: Callable[..., Any]) -> Path:
-    """Two sets of the same subjects, and phases 1 and 2 trained on the one with an order."""
+    """A set whose process has an order, and phases 1 and 2 trained on it."""
     if not (place / "p2").exists():
-        for name, angle in (("turning", 0.5), ("reversible", 0.0)):
-            make_shard_set(place / name, signals=signals(angle, int(mask.sum())), runs_per_shard=15)
+        make_shard_set(place / "turning", signals=signals(0.5, int(mask.sum())), runs_per_shard=15)
         fractions = ("--split_fractions", "0.5", "0.1", "0.4")
         train(place, *SMALL.split(), "--phase", "1", "--shards", "turning", "--out", "p1", *fractions)
         train(place, *SMALL.split(), "--phase", "2", "--shards", "turning", "--out", "p2", "--init", "p1")
@@ -144,11 +145,17 @@ def test_folds_are_averaged_and_not_pooled():
     assert [mean["auroc"]["low"], mean["auroc"]["high"]] == pytest.approx(expected)
 
 
-def test_a_reversible_process_of_the_same_covariance_is_at_chance(study, tmp_path):
-    found = arrow(run=(study / "p1", study / "p2"), shards=str(study / "reversible"), out=tmp_path / "out.json")
+def test_reversible_processes_of_the_same_covariance_are_at_chance(study, mask, make_shard_set, tmp_path):
+    """On average over sets: six test subjects say little (one set: SD 0.1)."""
+    found = []
+    for first_seed in (200, 300, 400, 500):
+        shards = tmp_path / str(first_seed)
+        make_shard_set(shards, signals=signals(0.0, int(mask.sum()), first_seed=first_seed), runs_per_shard=15)
+        found.append(arrow(run=(study / "p1", study / "p2"), shards=str(shards), out=tmp_path / "out.json"))
+        (tmp_path / "out.json").unlink()
     for run, model in (("p1", "phase 1"), ("p2", "phase 2"), ("p1", "no model")):
         sees = "order of parcel means" if model == "no model" else "order of tokens"
-        assert 0.35 < found[run, model, sees]["auroc"]["value"] < 0.65
+        assert 0.35 < np.mean([told[run, model, sees]["auroc"]["value"] for told in found]) < 0.65
 
 
 def test_auroc_and_accuracy_of_signed_scores_against_scikit_learn():
