@@ -26,7 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 SUBJECTS, FRAMES = 160, 200
 SPLIT = "--split_stratify group site --split_fractions 0.6 0.15 0.25"
-BY_GRADIENT = "--sequence_lr_scale 1 --lr 1e-3 --steps 300 --batch_size 8"
+BY_GRADIENT = "--sequence_lr_scale 1 --lr 1e-3 --steps 150 --batch_size 8"
 EFFECTS = {
     "dynamics": "--effect-fc 0 --effect-dynamics 0.4",
     "anatomy": "--effect-fc 0 --effect-anatomy 0.1",
