@@ -9,7 +9,7 @@ from training.cli import main
 
 def validate(y_true: Any, output: Any, kind: str) -> float:
     """Score of the validation subjects; `training` itself knows no metric."""
-    from eval.metrics import subject_score
+    from eval.scoring.metrics import subject_score
 
     return subject_score(y_true, output, kind)  # type: ignore[arg-type]
 

@@ -47,7 +47,7 @@ def report(config: ReportConfig, command: str) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
 
     from eval.evaluation import evaluate
-    from eval.report import check_out, write_report
+    from eval.page.report import check_out, write_report
     from shards.storage.local import raise_open_files_limit
 
     raise_open_files_limit()
@@ -58,9 +58,9 @@ def report(config: ReportConfig, command: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from eval.metrics import headline
-    from eval.prose import verdict
-    from eval.report import summary_rows
+    from eval.page.prose import verdict
+    from eval.page.report import summary_rows
+    from eval.scoring.metrics import headline
 
     said = verdict(evaluation)
     scored = len(evaluation.assessment.ours.predictions.subjects)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eval.metrics import Floats
+from eval.scoring.metrics import Floats
 
 if TYPE_CHECKING:
     from shards.reader import ShardSet

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.assessment import OURS, Assessment, Model, assess
-from eval.baselines import Problem, all_baselines
+from eval.baselines.simple import Problem, all_baselines
 from eval.checkpoint import check_shard_set, read_run_config
 from eval.cohort import Cohort, open_cohort
 from eval.config import ReportConfig
-from eval.metrics import Floats
-from eval.parcels import Parcels, atlas_parcels, geometric_parcels
+from eval.parcels.parcels import Parcels, atlas_parcels, geometric_parcels
+from eval.scoring.assessment import OURS, Assessment, Model, assess
+from eval.scoring.metrics import Floats
 from eval.subjects import Predictions, gather_subjects, predictions
 from eval.targets import Target
 from shards.errors import MismatchError, UsageError

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from eval.metrics import Floats, Kind, as_logits
+from eval.scoring.metrics import Floats, Kind, as_logits
 from shards.errors import UsageError
 
 

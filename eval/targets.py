@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from eval.metrics import Kind
+from eval.scoring.metrics import Kind
 from shards.errors import MismatchError, UsageError
 
 KINDS = ("binary", "multiclass", "regression")

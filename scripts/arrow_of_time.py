@@ -251,7 +251,7 @@ def model_rows(config: ArrowConfig, cohort: Cohort, folder: Path, loaded: Loaded
 
 def parcel_rows(config: ArrowConfig, cohort: Cohort, folder: Path) -> Iterator[Row]:
     """The same probe on parcel means: order, and static functional connectivity."""
-    from eval.parcels import atlas_parcels, geometric_parcels, parcel_series
+    from eval.parcels.parcels import atlas_parcels, geometric_parcels, parcel_series
     from training import reversal
 
     parcels = atlas_parcels(cohort.shard_set, config.atlas) if config.atlas else geometric_parcels(cohort.shard_set)
@@ -271,7 +271,7 @@ def scored(
     choices: Mapping[str, Sequence[str]],
 ) -> Row:
     """Fit a probe, and score it on the test windows and on every resample of their subjects."""
-    from eval.bootstrap import resample_counts
+    from eval.scoring.bootstrap import resample_counts
     from training.reversal import fit_direction
 
     probe = fit_direction(train, choices)
@@ -311,7 +311,7 @@ def direction_metrics(
     unit_N, counts_BU
         Subject of each window; how often each subject counts in resample b.
     """
-    from eval.weighted import weighted_scores
+    from eval.scoring.weighted import weighted_scores
 
     truth, output = np.repeat([1.0, 0.0], len(score_N)), np.concatenate([score_N, -score_N])[:, None]
     auroc_B = np.concatenate(
@@ -335,7 +335,7 @@ def groups_of(rows: Sequence[Row]) -> list[list[Row]]:
 
 def summary(rows: Sequence[Row], name: str) -> dict[str, Any]:
     """One row as JSON, or the mean of several (folds: of their values, not of pooled scores)."""
-    from eval.bootstrap import estimate
+    from eval.scoring.bootstrap import estimate
 
     found: dict[str, Any] = {"run": name, "model": rows[0].model, "sees": rows[0].sees}
     for key in ("auroc", "accuracy"):

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.baselines import Connectivity, MeanImage, Problem
+from eval.baselines.simple import Connectivity, MeanImage, Problem
 from eval.cohort import open_cohort
-from eval.metrics import score
-from eval.parcels import atlas_parcels
+from eval.parcels.parcels import atlas_parcels
+from eval.scoring.metrics import score
 from eval.targets import Target
 from ingest.cli import main as ingest
 from ingest.simulate.cli import main as simulate

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eval.assessment import Model, assess
-from eval.prose import in_sentence, number
+from eval.page.prose import in_sentence, number
+from eval.scoring.assessment import Model, assess
 from eval.subjects import Predictions
 from eval.targets import Target
 from shards.errors import MismatchError, UsageError

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.baselines import Confounds, Connectivity, Majority, MeanImage, Problem
+from eval.baselines.linear import fit_readout, inner_folds
+from eval.baselines.simple import Confounds, Connectivity, Majority, MeanImage, Problem
 from eval.cohort import confound_features, open_cohort
-from eval.linear import fit_readout, inner_folds
-from eval.metrics import score
-from eval.parcels import geometric_parcels
+from eval.parcels.parcels import geometric_parcels
+from eval.scoring.metrics import score
 from eval.targets import Target
 from shards.reader import ShardSet
 

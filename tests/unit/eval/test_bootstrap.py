@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eval.bootstrap import estimate, family_blocks, p_value, permutation_null, resample_counts
-from eval.weighted import headline_of_labels, weighted_scores
+from eval.scoring.bootstrap import estimate, family_blocks, p_value, permutation_null, resample_counts
+from eval.scoring.weighted import headline_of_labels, weighted_scores
 
 
 def test_same_seed_same_resamples() -> None:

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as oracle
 
-from eval.metrics import METRICS, as_logits, probabilities, score, subject_score
+from eval.scoring.metrics import METRICS, as_logits, probabilities, score, subject_score
 
 SEEDS = range(20)
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from eval import parcels as under_test
-from eval.parcels import (
+from eval.parcels import parcels as under_test
+from eval.parcels.parcels import (
     Parcels,
     atlas_parcels,
     connectivity,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from eval.metrics import METRICS, headline, score
-from eval.weighted import headline_of_labels, weighted_scores
+from eval.scoring.metrics import METRICS, headline, score
+from eval.scoring.weighted import headline_of_labels, weighted_scores
 
 
 def _case(kind: str, seed: int, num: int = 17) -> tuple[np.ndarray, np.ndarray]:

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from eval.assessment import REFERENCE, Row
-from eval.bootstrap import Estimate
 from eval.evaluation import Evaluation, window_in_words
-from eval.metrics import headline
+from eval.scoring.assessment import REFERENCE, Row
+from eval.scoring.bootstrap import Estimate
+from eval.scoring.metrics import headline
 
 SIGNIFICANT = 0.05
 SMALL_CLASS = 20

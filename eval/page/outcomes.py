@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eval.assessment import OURS, REFERENCE, Assessment
-from eval.canvas import CLASS_COLOURS, DASHES, DOTS, OUR_COLOUR, Drawing, colour_of, drawn
-from eval.metrics import decide, probabilities
-from eval.prose import number
+from eval.page.canvas import CLASS_COLOURS, DASHES, DOTS, OUR_COLOUR, Drawing, colour_of, drawn
+from eval.page.prose import number
+from eval.scoring.assessment import OURS, REFERENCE, Assessment
+from eval.scoring.metrics import decide, probabilities
 from eval.targets import Target
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eval.bootstrap import Estimate, Ints, estimate, p_value, permutation_null, resample_counts
-from eval.metrics import METRICS, Floats, headline, score
+from eval.scoring.bootstrap import Estimate, Ints, estimate, p_value, permutation_null, resample_counts
+from eval.scoring.metrics import METRICS, Floats, headline, score
+from eval.scoring.weighted import headline_of_labels, weighted_scores
 from eval.subjects import Predictions
 from eval.targets import Target
-from eval.weighted import headline_of_labels, weighted_scores
 
 OURS = "ours"
 REFERENCE = "fc"

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from eval.bootstrap import family_blocks
-from eval.metrics import Floats, Kind
+from eval.scoring.bootstrap import family_blocks
+from eval.scoring.metrics import Floats, Kind
 
 PENALTIES = tuple(float(value) for value in np.logspace(-4, 4, 9))
 INNER_FOLDS = 5

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.assessment import OURS, REFERENCE
-from eval.bootstrap import Estimate
+from eval.scoring.assessment import OURS, REFERENCE
+from eval.scoring.bootstrap import Estimate
 from eval.targets import Target
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from typing import Protocol
 
 import numpy as np
 
+from eval.baselines.linear import Readout, fit_readout
 from eval.cohort import Cohort, confound_features
-from eval.linear import Readout, fit_readout
-from eval.metrics import Floats
-from eval.parcels import Parcels, subject_connectivity
+from eval.parcels.parcels import Parcels, subject_connectivity
+from eval.scoring.metrics import Floats
 from eval.targets import Target
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""The metrics of `eval.metrics` for many resamples at once.
+"""The metrics of `eval.scoring.metrics` for many resamples at once.
 
 A resample is a vector of counts: how often each subject was drawn. All metrics are then ratios of matrix
 products, so thousands of resamples cost about as much as a few calls of scikit-learn. The tests hold these
@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from eval.metrics import METRICS, Floats, Kind, as_logits, decide, probabilities
+from eval.scoring.metrics import METRICS, Floats, Kind, as_logits, decide, probabilities
 
 
 def weighted_scores(
@@ -30,13 +30,13 @@ def weighted_scores(
     y_true : array_like, shape (N,)
         Level numbers or values.
     output : array_like, shape (N, K)
-        Logits or values, see `eval.metrics`.
+        Logits or values, see `eval.scoring.metrics`.
     kind : {'binary', 'multiclass', 'regression'}
         Kind of target.
     counts : array_like, shape (B, N)
         How often subject n is in resample b.
     train_mean : float, optional
-        As in `eval.metrics.score`.
+        As in `eval.scoring.metrics.score`.
 
     Returns
     -------

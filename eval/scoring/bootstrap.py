@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from eval.metrics import Floats
+from eval.scoring.metrics import Floats
 
 Ints = npt.NDArray[np.int64]
 

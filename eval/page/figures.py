@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eval.assessment import REFERENCE, Assessment, Row
-from eval.canvas import OUR_COLOUR, REFERENCE_COLOUR, Drawing, colour_of, drawn, interval_bar, unit_of
-from eval.metrics import Floats, headline
-from eval.outcomes import calibration, confusion, roc, score_distribution
-from eval.prose import number
+from eval.page.canvas import OUR_COLOUR, REFERENCE_COLOUR, Drawing, colour_of, drawn, interval_bar, unit_of
+from eval.page.outcomes import calibration, confusion, roc, score_distribution
+from eval.page.prose import number
+from eval.scoring.assessment import REFERENCE, Assessment, Row
+from eval.scoring.metrics import Floats, headline
 from eval.targets import Target
 
 if TYPE_CHECKING:

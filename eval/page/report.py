@@ -11,12 +11,12 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-from eval import prose
-from eval.assessment import Row
-from eval.bootstrap import Estimate
 from eval.evaluation import Evaluation
-from eval.figures import draw_all
-from eval.metrics import METRICS, headline, probabilities
+from eval.page import prose
+from eval.page.figures import draw_all
+from eval.scoring.assessment import Row
+from eval.scoring.bootstrap import Estimate
+from eval.scoring.metrics import METRICS, headline, probabilities
 from eval.targets import Target
 from shards.errors import OutputError
 from shards.writer import write_atomic

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from eval.metrics import Floats
+from eval.scoring.metrics import Floats
 from shards.errors import UsageError
 
 if TYPE_CHECKING:

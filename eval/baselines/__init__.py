@@ -1,0 +1,1 @@
+"""Simple models that ours has to beat, on the same subjects and the same split."""

@@ -1,0 +1,1 @@
+"""The report: sentences, figures, and the page made of them."""

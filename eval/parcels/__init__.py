@@ -1,0 +1,1 @@
+"""Parcellations of the mask, and region series of runs."""

@@ -1,0 +1,1 @@
+"""Scores of subjects: metrics, intervals, comparisons."""
