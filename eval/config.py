@@ -8,39 +8,117 @@ from typing import Literal
 
 from shards.errors import UsageError
 
+Subset = Literal["test", "val"]
+SkippedStage = Literal["baselines", "controls", "embed", "explain"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ReportConfig:
-    """Score a phase-3 run on subjects it has not seen, beside simple baselines, and write a report."""
+class CommonConfig:
+    """What every command needs."""
 
     checkpoint: Path
     """Folder of the phase-3 run (what train.py --out wrote)."""
     shards: str
     """Folder or URL of the shard set that it was trained on."""
     out: Path
-    """Folder for report.html, metrics.json and predictions.tsv."""
-    atlas: Path | None = None
-    """3-D NIfTI of integer labels for the connectivity baseline (default: geometric parcels)."""
-    subset: Literal["test", "val"] = "test"
+    """Folder for the results; each stage keeps to a folder of its own in it, and one that is done is not repeated."""
+    subset: Subset = "test"
     """Subjects to score. Validation subjects chose the checkpoint: their scores flatter the model."""
-    bootstrap: int = 2000
-    """Resamples of subjects behind each interval."""
-    permutations: int = 1000
-    """Label permutations behind each p-value."""
     seed: int = 0
-    """Seed of resamples, permutations and inner folds."""
+    """Seed of everything that is drawn: resamples, permutations, inner folds, shuffles, noise."""
     batch_size: int = 8
-    """Windows per forward pass."""
+    """Windows per forward pass; changes speed and memory only."""
     threads: int = 2
     """Threads that read shards."""
 
     def __post_init__(self) -> None:
-        for flag, value, least in (
-            ("bootstrap", self.bootstrap, 100),
-            ("permutations", self.permutations, 100),
-            ("batch-size", self.batch_size, 1),
-            ("threads", self.threads, 1),
-            ("seed", self.seed, 0),
-        ):
-            if value < least:
-                raise UsageError(f"--{flag} {value}: at least {least} is needed")
+        at_least(self, batch_size=1, threads=1, seed=0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictConfig(CommonConfig):
+    """Predict every subject of the validation and the scored part, each frame seen once."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BaselinesConfig(CommonConfig):
+    """Fit the baselines on the training subjects, and predict the same subjects as our model does."""
+
+    atlas: Path | None = None
+    """3-D NIfTI of integer labels for region series and connectivity (default: geometric parcels)."""
+    models: tuple[str, ...] = ()
+    """Keys of the baselines to fit; all by default (an unknown key lists them)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbedConfig(CommonConfig):
+    """Write what the model makes of every window and every subject, and a map of the subjects."""
+
+    file_format: Literal["npz", "parquet"] = "npz"
+    """parquet needs pyarrow."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExplainConfig(CommonConfig):
+    """Which voxels decide, how well frames are reconstructed, and where the model looks in time."""
+
+    subjects: int = 20
+    """Subjects to explain, spread over the classes or the range of the target."""
+    windows: int = 4
+    """Windows of each of them."""
+    steps: int = 16
+    """Points of the path of integrated gradients."""
+    noise_samples: int = 5
+    """Noisy copies of a window for SmoothGrad-squared."""
+    pretrained: Path | None = None
+    """Phase-1 or phase-2 run whose decoder reconstructs (default: the run that the checkpoint started from)."""
+
+    def __post_init__(self) -> None:
+        CommonConfig.__post_init__(self)
+        at_least(self, subjects=1, windows=1, steps=2, noise_samples=1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportConfig(CommonConfig):
+    """Run what is missing of all of it, and write one page that opens offline."""
+
+    atlas: Path | None = None
+    """3-D NIfTI of integer labels for region series and connectivity (default: geometric parcels)."""
+    models: tuple[str, ...] = ()
+    """Keys of the baselines to fit; all by default (an unknown key lists them)."""
+    skip: tuple[SkippedStage, ...] = ()
+    """Stages to leave out of the page."""
+    compare: tuple[Path, ...] = ()
+    """Other phase-3 runs of the same split and target: a row each, compared pairwise with ours."""
+    bootstrap: int = 2000
+    """Resamples of subjects behind each interval."""
+    permutations: int = 1000
+    """Label permutations behind each p-value."""
+
+    def __post_init__(self) -> None:
+        CommonConfig.__post_init__(self)
+        at_least(self, bootstrap=100, permutations=100)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AggregateConfig:
+    """Put the reports of several seeds or splits of the same task together."""
+
+    reports: tuple[Path, ...]
+    """Folders that eval-fmri report wrote."""
+    out: Path
+    """Folder for aggregate.json and aggregate.html."""
+
+
+def at_least(config: object, **limits: int) -> None:
+    """Refuse numbers that are too small.
+
+    Raises
+    ------
+    UsageError
+        Names the flag.
+    """
+    for name, least in limits.items():
+        value = getattr(config, name)
+        if value < least:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: at least {least} is needed")

@@ -16,9 +16,9 @@ from eval.checkpoint import check_shard_set, read_run_config
 from eval.cohort import Cohort, open_cohort
 from eval.config import ReportConfig
 from eval.parcels.parcels import Parcels, atlas_parcels, geometric_parcels
-from eval.scoring.assessment import OURS, Assessment, Model, assess
+from eval.scoring.assessment import Assessment, assess
 from eval.scoring.metrics import Floats
-from eval.subjects import Predictions, gather_subjects, predictions
+from eval.subjects import OURS, Model, Predictions, gather_subjects, predictions
 from eval.targets import Target
 from shards.errors import MismatchError, UsageError
 from shards.reader import ShardSet
@@ -151,6 +151,7 @@ def predict_ours(
     described = Model(
         key=OURS,
         label="Our model",
+        role="ours",
         sees=f"the 4-D signal in windows of {window_in_words(run_config['window'])}",
         note=f"preset {run_config.get('preset', 'unknown')}; checkpoint chosen on the validation subjects",
     )
@@ -216,7 +217,7 @@ def run_baselines(
     for baseline in all_baselines(problem.target.kind, parcels):
         log.info("baseline: %s", baseline.label)
         readout = baseline.fit_predict(problem)
-        model = Model(key=baseline.key, label=baseline.label, sees=baseline.sees, note=readout.note)
+        model = Model(key=baseline.key, label=baseline.label, role="baseline", sees=baseline.sees, note=readout.note)
         outputs = dict(zip(problem.to_score, readout.output, strict=True))
         models.append((model, predictions(baseline.key, subset, outputs, values)))
     return models

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,36 @@ class RunLength(Protocol):
     def subject(self) -> str: ...
     @property
     def num_frames(self) -> int: ...
+
+
+Role = Literal["baseline", "control", "ours"]
+OURS = "ours"
+"""Key of the model that is judged."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """A model that makes predictions, in words.
+
+    Attributes
+    ----------
+    key : str
+        Short name, for files and columns: letters, digits, `_`.
+    label : str
+        Name for people.
+    role : {'baseline', 'control', 'ours'}
+        A baseline is a simpler rival; a control is our model with something taken away.
+    sees : str
+        What of a subject it is given.
+    note : str
+        What was fitted, chosen, left out.
+    """
+
+    key: str
+    label: str
+    role: Role
+    sees: str
+    note: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +87,26 @@ class Predictions:
             raise ValueError(f"{self.model}: a subject appears twice in the predictions")
         if self.y_true.shape != (rows,) or self.output.ndim != 2 or self.output.shape[0] != rows:
             raise ValueError(f"{self.model}: {rows} subjects, y_true {self.y_true.shape}, output {self.output.shape}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scored:
+    """A model and what it says, of those it is judged by and of others that may fix its threshold.
+
+    Attributes
+    ----------
+    model : Model
+        Which one.
+    predictions : Predictions
+        Of the subjects that are scored.
+    held_out : Predictions or None
+        Of subjects that are not scored and that the outputs were not fitted on: the validation subjects, or fitted
+        subjects each predicted by a model without them. None where there are none.
+    """
+
+    model: Model
+    predictions: Predictions
+    held_out: Predictions | None = None
 
 
 def gather_subjects(

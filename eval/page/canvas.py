@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.scoring.assessment import OURS, REFERENCE
+from eval.scoring.assessment import REFERENCE
 from eval.scoring.bootstrap import Estimate
+from eval.subjects import OURS
 from eval.targets import Target
 
 if TYPE_CHECKING:

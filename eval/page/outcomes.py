@@ -8,8 +8,9 @@ import numpy as np
 
 from eval.page.canvas import CLASS_COLOURS, DASHES, DOTS, OUR_COLOUR, Drawing, colour_of, drawn
 from eval.page.prose import number
-from eval.scoring.assessment import OURS, REFERENCE, Assessment
+from eval.scoring.assessment import REFERENCE, Assessment
 from eval.scoring.metrics import decide, probabilities
+from eval.subjects import OURS
 from eval.targets import Target
 
 if TYPE_CHECKING:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from eval.evaluation import Evaluation
 from eval.page import prose
 from eval.page.figures import draw_all
+from eval.provenance import GENERATOR, software_versions
 from eval.scoring.assessment import Row
 from eval.scoring.bootstrap import Estimate
 from eval.scoring.metrics import METRICS, headline, probabilities
@@ -22,9 +22,7 @@ from shards.errors import OutputError
 from shards.writer import write_atomic
 
 REPORT, METRICS_FILE, PREDICTIONS = "report.html", "metrics.json", "predictions.tsv"
-GENERATOR = "boldstream eval-fmri"
 FIRST_COLUMNS = ("model", "subject", "subset", "true")
-PACKAGES = ("boldstream", "torch", "deepspeed", "numpy", "scipy", "scikit-learn", "nilearn", "nibabel", "matplotlib")
 
 
 def check_out(out: Path) -> None:
@@ -88,17 +86,6 @@ def write_report(evaluation: Evaluation, command: str) -> tuple[Path, ...]:
     for name, text in texts.items():
         write_atomic(out / name, text)
     return tuple(out / name for name in (REPORT, METRICS_FILE, PREDICTIONS))
-
-
-def software_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that numbers depend on."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def metrics_json(evaluation: Evaluation, command: str) -> str:

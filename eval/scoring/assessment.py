@@ -10,23 +10,12 @@ import numpy as np
 from eval.scoring.bootstrap import Estimate, Ints, estimate, p_value, permutation_null, resample_counts
 from eval.scoring.metrics import METRICS, Floats, headline, score
 from eval.scoring.weighted import headline_of_labels, weighted_scores
-from eval.subjects import Predictions
+from eval.subjects import OURS, Model, Predictions
 from eval.targets import Target
 
-OURS = "ours"
 REFERENCE = "fc"
 """Key of the baseline that the verdict is about."""
 _CELLS_AT_ONCE = 4_000_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """A model that made predictions, in words."""
-
-    key: str
-    label: str
-    sees: str
-    note: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,6 +52,18 @@ def rank_of_launcher() -> int:
     return int(_first_set("RANK", *MPI_RANK, "SLURM_PROCID") or 0)
 
 
+def world_size_of_launcher() -> int:
+    """How many ranks the launcher started; 1 without one.
+
+    Raises
+    ------
+    UsageError
+        It set some, but not all, of the variables that ranks find each other by.
+    """
+    _launcher_variables()
+    return int(os.environ["WORLD_SIZE"])
+
+
 class PeerLostError(BoldstreamError):
     """Another rank ended, so this one cannot go on."""
 

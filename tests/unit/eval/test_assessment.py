@@ -24,7 +24,7 @@ def _entry(key: str, output: np.ndarray, subjects: int = 21) -> tuple[Model, Pre
         y_true=TRUTH[:subjects],
         output=output[:subjects, None],
     )
-    return Model(key=key, label=key, sees="", note=""), rows
+    return Model(key=key, label=key, role="ours" if key == "ours" else "baseline", sees="", note=""), rows
 
 
 def test_advantage_is_positive_when_the_error_is_smaller_and_paired() -> None:
