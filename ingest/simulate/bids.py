@@ -120,7 +120,7 @@ def participants_json() -> str:
                 "Levels": {"control": "effects point one way", "patient": "effects point the other way"},
             },
             "site": {
-                "Description": "Scanner; siblings share it; balanced over group",
+                "Description": "Scanner; siblings share it; balanced over group unless --site-imbalance says otherwise",
                 "Levels": {"site1": "lower gain, higher tSNR", "site2": "higher gain, lower tSNR"},
             },
             "family": {"Description": "Subjects with the same label are siblings"},

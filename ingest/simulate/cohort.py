@@ -54,7 +54,7 @@ def random_stream(config: SimulateConfig, stream: Stream, index: int = 0) -> np.
 
 
 def make_cohort(config: SimulateConfig) -> tuple[Subject, ...]:
-    """Draw the participants, balanced over group and, within group, over site.
+    """Draw the participants, balanced over group and, within group, over site as far as `site_imbalance` lets them.
 
     Families are placed whole, so a group may outnumber the other by at most one family.
 
@@ -68,7 +68,7 @@ def make_cohort(config: SimulateConfig) -> tuple[Subject, ...]:
     filled: Counter[tuple[str, str]] = Counter()
     for family, size in enumerate(_family_sizes(config)):
         group = min(GROUPS, key=lambda g: sum(filled[g, site] for site in SITES))
-        site = min(SITES, key=lambda s: filled[group, s])
+        site = min(_sites(config, group), key=lambda s: filled[group, s] / _share(config, group, s))
         filled[group, site] += size
         places += [(family, group, site)] * size
     width = max(4, len(str(config.subjects)))
@@ -88,6 +88,17 @@ def make_cohort(config: SimulateConfig) -> tuple[Subject, ...]:
             )
         )
     return tuple(subjects)
+
+
+def _share(config: SimulateConfig, group: str, site: str) -> float:
+    """Share of a group's members who are scanned at a site."""
+    own = GROUPS.index(group) == SITES.index(site)
+    return 0.5 * (1 + config.site_imbalance if own else 1 - config.site_imbalance)
+
+
+def _sites(config: SimulateConfig, group: str) -> list[str]:
+    """Sites where a group is scanned at all."""
+    return [site for site in SITES if _share(config, group, site) > 0]
 
 
 def _family_sizes(config: SimulateConfig) -> list[int]:

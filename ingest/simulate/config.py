@@ -49,6 +49,8 @@ class SimulateConfig:
     """Mean image: relative intensity difference between the groups at the centre of one region."""
     site_offset: float = 0.1
     """Relative difference between the two sites in intensity gain and, inversely, in tSNR."""
+    site_imbalance: float = 0.0
+    """How far site goes with group: 0 balanced, 1 all controls at site1 and all patients at site2."""
     families: float = 0.3
     """Fraction of subjects that have a sibling in the cohort; siblings share half of their deviation from
     the population, their group and their site, so only a split by family is honest."""
@@ -83,6 +85,8 @@ class SimulateConfig:
         return {name: value for name, value in values.items() if name not in ("out", "workers")}
 
 
+ADDED_LATER = {"site_imbalance": 0.0}
+"""Fields that older records lack, with the value that their bytes have."""
 _NO_LIMIT = float("inf")
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("subjects", 2, _NO_LIMIT),
@@ -94,6 +98,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("effect_dynamics", 0, 4),
     ("effect_anatomy", 0, 1),
     ("site_offset", 0, 1),
+    ("site_imbalance", 0, 1),
     ("families", 0, 1),
     ("family_size", 2, _NO_LIMIT),
     ("motion", 0, 0.5),

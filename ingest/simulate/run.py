@@ -42,7 +42,7 @@ from ingest.simulate.bids import (
     subject_files,
 )
 from ingest.simulate.cohort import Subject, make_cohort
-from ingest.simulate.config import SimulateConfig
+from ingest.simulate.config import ADDED_LATER, SimulateConfig
 from ingest.simulate.confounds import confound_columns, confounds_json, confounds_tsv, draw_motion
 from ingest.simulate.regions import Population, make_population, region_series
 from ingest.simulate.volumes import FrameSignals, paint, write_bold, write_volume
@@ -136,7 +136,7 @@ def _compare(record: Path, config: SimulateConfig) -> None:
             f"{record}: found version {made_by} of the simulation, now {SIMULATION_VERSION}; choose another folder"
         )
     wanted = config.identity()
-    was = recorded["config"]
+    was = ADDED_LATER | recorded["config"]
     differences = [
         f"{name}: found {was.get(name)}, now {wanted.get(name)}"
         for name in sorted(wanted.keys() | was.keys())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -248,6 +249,25 @@ def test_help_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--effect-dynamics" in done.stdout
+
+
+@pytest.mark.parametrize("imbalance", [0.0, 0.5, 1.0])
+def test_site_goes_with_group_as_far_as_asked(tmp_path, imbalance):
+    cohort = make_cohort(small(tmp_path, subjects=200, site_imbalance=imbalance))
+    for group, own in (("control", "site1"), ("patient", "site2")):
+        sites = [subject.site for subject in cohort if subject.group == group]
+        assert sites.count(own) / len(sites) == pytest.approx((1 + imbalance) / 2, abs=0.02)
+
+
+def test_a_cohort_made_before_a_flag_was_there_is_still_the_same(cohort_folder, tmp_path):
+    folder = shutil.copytree(cohort_folder, tmp_path / "old")
+    record = folder / "simulation.json"
+    content = json.loads(record.read_text())
+    del content["config"]["site_imbalance"]
+    record.write_text(json.dumps(content))
+    simulate(small(folder))
+    with pytest.raises(ConfigDiffersError, match=r"site_imbalance: found 0\.0, now 1"):
+        simulate(small(folder, site_imbalance=1.0))
 
 
 def test_groups_and_sites_are_balanced_and_siblings_stay_together(tmp_path):
