@@ -32,6 +32,7 @@ examples:
   ingest-fmri --src /data/derivatives/fmriprep --out shards/ --space MNI152NLin2009cAsym
   ingest-fmri --src runs.tsv --out shards/ --workers 8
   ingest-fmri --src /data/abcd --out shards/ --dry-run
+  ingest-fmri --src /data/abcd --out shards/ --part 3/16        (of a job array; afterwards --merge)
 
 exit codes: 0 all done or nothing to do, 1 internal error, 2 usage, 3 nothing matched, 4 some runs failed
 (failures.tsv says why), 5 output unusable, 6 settings differ from the set's, 130 interrupted (run again to go on)
@@ -107,6 +108,8 @@ def _lines(config: IngestConfig, summary: Summary) -> list[str]:
             f"ingest, {summary.num_failed} would fail; nothing written",
             f"{format_size(summary.num_bytes_in)} in, about {format_size(summary.num_bytes_out)} out",
         ]
+    if config.part is not None:
+        return _lines_of_part(config, summary)
     failed = f", {summary.num_failed} failed (see {config.out / 'failures.tsv'})" if summary.num_failed else ""
     there = f"{plural(summary.num_runs, 'run')} in {plural(summary.num_shards, 'shard')}"
     if summary.num_dead_shards:
@@ -121,6 +124,17 @@ def _lines(config: IngestConfig, summary: Summary) -> list[str]:
         f"{plural(summary.num_added, 'run')} added to {config.out} in {summary.seconds:.1f} s: "
         f"{format_size(summary.num_bytes_in)} in, {format_size(summary.num_bytes_out)} out{ratio}",
         f"the set has {there}{failed}",
+    ]
+
+
+def _lines_of_part(config: IngestConfig, summary: Summary) -> list[str]:
+    failed = f", {summary.num_failed} failed" if summary.num_failed else ""
+    if summary.num_dead_shards:
+        failed += f", {plural(summary.num_dead_shards, 'shard')} not built (the same command tries again)"
+    return [
+        f"part {config.part}: {plural(summary.num_runs, 'run')} in {plural(summary.num_shards, 'shard')}, "
+        f"{summary.num_added} of them added in {summary.seconds:.1f} s{failed}",
+        "once all parts are through: the same command with --merge in place of --part",
     ]
 
 

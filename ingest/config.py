@@ -55,6 +55,10 @@ class IngestConfig:
     """Only these tasks."""
     participants: Path | None = None
     """Table of phenotypes (BIDS participants.tsv) to keep with the set; default: the one of the source."""
+    part: str | None = None
+    """Build one share of the shards, such as 3/16: calls that know nothing of each other, on any machines."""
+    merge: bool = False
+    """Make the set of what all parts have built; with the same flags otherwise."""
     on_failure: Literal["continue", "stop"] = "continue"
     """After a run fails: go on with the others, or begin no further shard."""
     overwrite: bool = False
@@ -76,7 +80,14 @@ class IngestConfig:
         for flag, path in (("--mask", self.mask), ("--participants", self.participants)):
             if path is not None and not path.is_file():
                 raise UsageError(f"{flag} {path}: no such file; check the path")
+        self._check_parts()
         self.shard_bytes  # noqa: B018 -- refuses a size that cannot be read
+
+    def _check_parts(self) -> None:
+        alone = [flag for flag, given in (("--part", self.part), ("--merge", self.merge)) if given]
+        others = [flag for flag, given in (("--overwrite", self.overwrite), ("--dry-run", self.dry_run)) if given]
+        if alone and len(alone + others) > 1:
+            raise UsageError(f"{' and '.join(alone + others)} do not go together; give one of them")
 
     @property
     def shard_bytes(self) -> int:

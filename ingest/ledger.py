@@ -109,11 +109,16 @@ class State:
 class Ledger:
     """An open, locked ledger."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, state: State | None = None) -> None:
         self.path = path
-        self.state, self._valid_bytes = replay(path)
+        self.state, self._valid_bytes = replay(path, state)
         self._file = path.open("ab", buffering=0)  # what a full disk refused must not be tried again on closing
         self._lock()
+
+    @property
+    def num_bytes(self) -> int:
+        """Length of the complete lines."""
+        return self._valid_bytes
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one line durably and take it into `state`.
@@ -163,8 +168,13 @@ def is_ledger(path: Path) -> bool:
     return _HEAD.startswith(start)
 
 
-def replay(path: Path) -> tuple[State, int]:
+def replay(path: Path, state: State | None = None) -> tuple[State, int]:
     """Read a ledger.
+
+    Parameters
+    ----------
+    state
+        What its lines are applied to; default: nothing.
 
     Returns
     -------
@@ -178,7 +188,7 @@ def replay(path: Path) -> tuple[State, int]:
     OutputError
         The file is not a ledger of ours, or a line other than the last is damaged.
     """
-    state = State()
+    state = State() if state is None else state
     data = path.read_bytes() if path.exists() else b""
     end = data.rfind(b"\n") + 1
     if data and not is_ledger(path):
@@ -192,6 +202,12 @@ def replay(path: Path) -> tuple[State, int]:
                 "--overwrite"
             ) from None
     return state, end
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a ledger; raises `ValueError` where one is no JSON."""
+    data = path.read_bytes()
+    return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
 
 
 def _grid(values: dict[str, Any]) -> Grid:

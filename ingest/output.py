@@ -17,6 +17,7 @@ import numpy as np
 from ingest.cleaning.config import CleaningConfig
 from ingest.failures import FAILURES, failures_to_tsv
 from ingest.ledger import LEDGER, State, is_ledger, replay
+from ingest.parts import PLAN, files_of_parts, in_parts
 from ingest.report.file import REPORT
 from shards.errors import OutputError, ShardError, UsageError
 from shards.format import (
@@ -94,7 +95,7 @@ def remove_stale(out: Path) -> list[str]:
 
 def is_ours(out: Path) -> bool:
     """Whether the folder holds a shard set, finished or not."""
-    if is_ledger(out / LEDGER):
+    if is_ledger(out / LEDGER) or in_parts(out):
         return True
     try:
         Manifest.from_json((out / MANIFEST).read_bytes(), str(out / MANIFEST))
@@ -262,9 +263,9 @@ def _alive(pid: int) -> bool:
 
 def _remove_set(out: Path) -> int:
     """Remove the files that a ledger or a manifest lists, and the tables; returns how many."""
-    names = set(TABLES)
+    names = set(TABLES) | {path.name for path in files_of_parts(out)}
     try:
-        names |= set(replay(out / LEDGER)[0].planned)
+        names |= set(replay(out / PLAN, replay(out / LEDGER)[0])[0].planned)
     except OutputError:
         _log.warning("the old ledger is damaged: shards that only it lists stay in %s", out)
     try:
@@ -272,7 +273,8 @@ def _remove_set(out: Path) -> int:
         names |= {shard.name for shard in manifest.shards}
     except (OSError, ShardError):
         pass  # not finished, or damaged: the ledger is what we have
-    present = [out / name for name in sorted(names, key=lambda name: (name == LEDGER, name)) if (out / name).exists()]
+    last = (LEDGER, PLAN)  # as long as one of them is there, the folder is ours
+    present = [out / name for name in sorted(names, key=lambda name: (name in last, name)) if (out / name).exists()]
     for path in present:
         path.unlink()
     return len(present)

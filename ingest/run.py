@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence, Set
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from ingest.output import (
     remove_stale,
     subjects_without_row,
 )
+from ingest.parts import Part, files_of_parts, follow_plan, in_parts, merge_parts, open_ledger
 from ingest.progress import Progress, show_progress
 from ingest.report.file import bring_report_up_to_date
 from ingest.sizes import format_size, plural
@@ -51,13 +53,17 @@ def ingest(config: IngestConfig, say: Say, command: str = "") -> Summary:
         Nothing more can be done; the state on disk is consistent, the next call goes on.
     """
     started = time.monotonic()
+    _chk_parts(config)
     if not config.dry_run:
         chk_reachable(config.cluster)
     before = _state_there(config)
     found = _scan(config, before)
     for note in found.notes:
         say(note)
-    if config.dry_run:
+    part = None if config.part is None else Part.parse(config.part)
+    if part is not None:
+        summary = _build_part(config, part, found, say)
+    elif config.dry_run:
         _settings(config, found, before)
         summary = forecast(config, found, new_runs(found, before), before, say)
     else:
@@ -103,17 +109,21 @@ def _bring_up_to_date(
     recorded = _settings(config, found, state)
     _forget_missing_shards(config.out, state, say)
     _say_changed_sources(found, state, say)
-    new = new_runs(found, state)
     summary = Summary(num_found=len(found.records))
     summary.num_not_needed = sum(record.run_id in state.rows for record in found.records)
+    if in_parts(config.out):
+        _merge(config, recorded, ledger, summary, say)
+    new = [] if config.merge else new_runs(found, state)
     if new:
         line = plan_line(config, recorded, found, new, state, say)
         chk_foreign(config.out, [shard["name"] for shard in line["shards"]])
         ledger.append(line)
         summary.failures += map(Failure.from_dict, line["failures"])
-    if state.pending() and not _stopped(config, summary):
-        _build(config, found, ledger, summary, say)
+    if state.pending() and not config.merge and not _stopped(config, summary):
+        _build(config, found, ledger, state.pending(), summary, say)
     summary.written = finish(config.out, state, participants)
+    for path in files_of_parts(config.out):
+        path.unlink()
     summary.num_failed = len(state.failures)
     summary.num_runs, summary.num_shards = len(state.rows), len(state.infos())
     return summary
@@ -153,11 +163,13 @@ def _say_changed_sources(found: Scan, state: State, say: Say) -> None:
         )
 
 
-def _forget_missing_shards(out: Path, state: State, say: Say) -> None:
-    """A finished shard that is gone or cut is built again, from the runs that it had."""
+def _forget_missing_shards(out: Path, state: State, say: Say, names: Set[str] | None = None) -> None:
+    """A finished shard (of `names`) that is gone or cut is built again, from the runs that it had."""
     for name, info in list(state.done.items()):
         path = out / name
-        if info is None or (path.is_file() and path.stat().st_size == info.num_bytes):
+        if info is None or (names is not None and name not in names):
+            continue
+        if path.is_file() and path.stat().st_size == info.num_bytes:
             continue
         say(f"{name} is missing or not as long as recorded: building it again")
         del state.done[name]
@@ -166,13 +178,67 @@ def _forget_missing_shards(out: Path, state: State, say: Say) -> None:
         planned.run_ids, planned.runs = [planned.run_ids[k] for k in kept], [planned.runs[k] for k in kept]
 
 
-def _build(config: IngestConfig, found: Scan, ledger: Ledger, summary: Summary, say: Say) -> None:
-    """Build the pending shards and record each."""
+def _chk_parts(config: IngestConfig) -> None:
+    """Refuse to go past parts that wait to be merged, and to merge what is not there."""
+    if config.part is not None or config.dry_run or config.overwrite:
+        return
+    if in_parts(config.out) and not config.merge:
+        raise OutputError(
+            f"--out {config.out}: built in parts that are not merged yet; finish them with --part, then --merge, or "
+            "start anew with --overwrite"
+        )
+    if config.merge and not is_ours(config.out):
+        raise OutputError(f"--merge: no parts in {config.out}; build them with --part 1/N ... --part N/N")
+
+
+def _build_part(config: IngestConfig, part: Part, found: Scan, say: Say) -> Summary:
+    """Build this part's share of what is pending, on record in the part's own ledger."""
+    out = config.out
+    for note in prepare(out, overwrite=False):
+        say(note)
+    state = replay(out / LEDGER)[0]
+    recorded = _settings(config, found, state)
+
+    def plan() -> dict[str, Any]:
+        line = plan_line(config, recorded, found, new_runs(found, state), state, say)
+        chk_foreign(out, [shard["name"] for shard in line["shards"]])
+        return line
+
+    follow_plan(out, part, state, recorded, plan)
+    share = part.share(state.pending())
+    own = {run_id for shard in share for run_id in shard.run_ids}
+    summary = Summary(num_found=len(found.records))
+    with closing(open_ledger(out, part, state)) as ledger:
+        summary.num_not_needed = len(own & state.rows.keys())
+        _forget_missing_shards(out, state, say, {shard.name for shard in share})
+        pending = [shard for shard in share if shard.name not in state.done]
+        if pending:
+            _build(config, found, ledger, pending, summary, say)
+    summary.num_failed = len(own & state.failures.keys())
+    summary.num_runs, summary.num_shards = len(own & state.rows.keys()), len(share)
+    return summary
+
+
+def _merge(config: IngestConfig, recorded: dict[str, Any], ledger: Ledger, summary: Summary, say: Say) -> None:
+    """Take what the parts built into the set."""
+    lines = merge_parts(config.out, ledger, recorded)
+    shards = [line for line in lines if line["action"] == "shard"]
+    for line in lines:
+        summary.failures += map(Failure.from_dict, line["failures"])
+    for line in shards:
+        _count(line, summary)
+    say(f"merged {plural(len(shards), 'shard')} of {plural(len(files_of_parts(config.out)) - 1, 'part')}")
+
+
+def _build(
+    config: IngestConfig, found: Scan, ledger: Ledger, pending: Sequence[PlannedShard], summary: Summary, say: Say
+) -> None:
+    """Build pending shards and record each."""
     state = ledger.state
     mask_file = config.out / MASK
     if not mask_file.exists() or mask_file.read_bytes() != mask_bytes(state):
         write_atomic(mask_file, mask_bytes(state))
-    jobs = [_job(config, found.base, shard, state) for shard in state.pending()]
+    jobs = [_job(config, found.base, shard, state) for shard in pending]
     num_runs = sum(len(job.runs) for job in jobs)
     num_bytes = sum(_size(job.base / run["bold"]) for job in jobs for run in job.runs)
     summary.workers = how = config.cluster.describe(len(jobs))
@@ -194,13 +260,18 @@ def _take(line: dict[str, Any], ledger: Ledger, summary: Summary, progress: Prog
     """Record a finished shard."""
     ledger.append(line)
     summary.failures += map(Failure.from_dict, line["failures"])
+    _count(line, summary)
+    if line["status"] == "error":
+        summary.num_dead_shards += 1
+        progress.say(f"{line['name']} was given up: its workers died outside its runs; run the same command again")
+
+
+def _count(line: dict[str, Any], summary: Summary) -> None:
+    """Add up what a shard took and gave."""
     summary.num_bytes_in += line.get("resources", {}).get("num_bytes_in", 0)
     summary.num_added += len(line["rows"])
     if line["info"] is not None:
         summary.num_bytes_out += line["info"]["num_bytes"]
-    if line["status"] == "error":
-        summary.num_dead_shards += 1
-        progress.say(f"{line['name']} was given up: its workers died outside its runs; run the same command again")
 
 
 def _job(config: IngestConfig, base: Path, shard: PlannedShard, state: State) -> ShardJob:

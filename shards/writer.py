@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import tarfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -169,6 +170,29 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a small file so that it is either whole or absent, also after a power cut."""
     with atomic_file(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
+
+
+def write_new(path: Path, data: str) -> None:
+    """Write a small file durably unless there is one of that name; of several writers at once exactly one succeeds.
+
+    Raises
+    ------
+    OutputError
+        The folder cannot be written, or its file system knows no hard links.
+    """
+    temporary = path.parent / f"{TEMPORARY}{os.getpid()}-{platform.node()}-{path.name}"
+    try:
+        with temporary.open("wb") as file:
+            file.write(data.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            os.link(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise OutputError(f"{path}: {error.strerror or error}; make room or choose another output folder") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
