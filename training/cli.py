@@ -28,20 +28,31 @@ def main(argv: Sequence[str] | None = None, *, validate: Callable[..., float]) -
     int
         Exit code, see `training.config`.
     """
-    import tyro
-
     from training.engine.environment import rank_of_launcher, tell
 
     first = rank_of_launcher() == 0
     try:
-        flags_only = (tyro.conf.FlagCreatePairsOff,)
-        parse = partial(tyro.cli, TrainConfig, args=argv, prog="train.py", use_underscores=True, config=flags_only)
-        config = read_flags(parse, "train.py")
+        config = parse(argv)
         _log_to_stderr(first)
         return _train(config, validate)
     except BoldstreamError as error:
         tell(error)
         return error.exit_code
+
+
+def parse(argv: Sequence[str] | None) -> TrainConfig:
+    """The configuration that flags ask for.
+
+    Raises
+    ------
+    UsageError
+        They cannot be read, or contradict each other.
+    """
+    import tyro
+
+    flags_only = (tyro.conf.FlagCreatePairsOff,)
+    reader = partial(tyro.cli, TrainConfig, args=argv, prog="train.py", use_underscores=True, config=flags_only)
+    return read_flags(reader, "train.py")
 
 
 def _train(config: TrainConfig, validate: Callable[..., float]) -> int:
