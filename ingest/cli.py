@@ -48,6 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = None
     try:
         config = _parse(argv)
+        if config.doctor:
+            from ingest.doctor import doctor
+
+            return doctor(config)
         with _interruptible():
             from ingest.run import ingest
 

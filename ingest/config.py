@@ -65,6 +65,8 @@ class IngestConfig:
     """Remove the shard set in --out first (only the files that ingest owns) and start anew."""
     dry_run: bool = False
     """Say what would be done; write nothing."""
+    doctor: bool = False
+    """Look whether software, machine, disks and queue are fit for this; write nothing."""
     json: bool = False
     """Print the summary as one JSON object on stdout, everything else on stderr."""
     cleaning: CleaningConfig = field(default_factory=CleaningConfig)

@@ -23,7 +23,7 @@ NO_INIT = "none"
 FREE_ON_RESUME = frozenset(
     {"shards", "out", "init", "split", "resume", "threads", "log_every", "save_every", "keep_checkpoints"}
     | {"deepspeed_config", "local_rank", "cache", "cache_gb", "on_bad_data"}
-    | {"recompute", "compile", "channels_last", "describe"}
+    | {"recompute", "compile", "channels_last", "describe", "preflight"}
 )
 
 
@@ -48,6 +48,10 @@ class TrainConfig:
     ancestors' networks, kept to compare with."""
     describe: bool = False
     """Print parameters, FLOPs, activation memory and bytes of a window, and end; nothing is written."""
+
+    preflight: bool = False
+    """Check on every rank that a run with these flags would start and be fed, print a table, and end; nothing is
+    written. 0 if so, else 1."""
 
     target: str | None = None
     """Phase 3: column of participants.tsv to predict."""

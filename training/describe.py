@@ -83,6 +83,11 @@ def describe(config: TrainConfig) -> str:
     return "\n".join([head, *_lines(sections)])
 
 
+def num_parameters(config: TrainConfig, shard_set: ShardSet) -> int:
+    """Parameters of the model of a phase on a shard set; nothing is allocated."""
+    return count(_Make(config, shard_set, num_frames=1).model())[0]
+
+
 def count(model: BoldModel) -> tuple[int, int]:
     """Parameters of a model: all, and those that learn."""
     return (

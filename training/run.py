@@ -22,6 +22,7 @@ from training.engine.engine import gather_weights
 from training.engine.environment import rank_of_launcher
 from training.finetuning.task import Validate
 from training.interruption import Interruption
+from training.preflight import preflight
 from training.pretraining.task import Losses
 from training.reporting.progress import Progress
 from training.reporting.steps import report_step, report_validation
@@ -77,6 +78,8 @@ def train(config: TrainConfig, validate: Validate) -> int:
         if rank_of_launcher() == 0:
             print(describe(config))
         return 0
+    if config.preflight:
+        return preflight(config)
     with Interruption() as interruption:
         run = start(config, deepspeed_values, validate)
         return 0 if run is None else _loop(run, interruption)
