@@ -50,7 +50,10 @@ class Stage:
         self.key = config_hash(self.inputs)
 
     def record(self) -> dict[str, Any] | None:
-        """What `finish` wrote, if the stage is done with these inputs and its files have the bytes they had."""
+        """What `finish` wrote, if the stage is done with these inputs and its files have the bytes they had.
+
+        With several ranks, `ranks.first(stage.record)`: two that see a network disk differently must not go apart.
+        """
         found = self._read()
         if found is None or found.get("version") != VERSION or found.get("inputs") != self.inputs:
             return None
@@ -82,7 +85,7 @@ class Stage:
         def work() -> None:
             missing = [name for name in self.ranks.mine(names) if not (place / f"{name}.npz").is_file()]
             if len(missing) < len(self.ranks.mine(names)):
-                log.info("%s: going on, %d of %d parts are missing", self.folder.name, len(missing), len(names))
+                log.info("%s: going on, %d parts are missing", self.folder.name, len(missing))
             for name in missing:
                 buffer = io.BytesIO()
                 np.savez(buffer, allow_pickle=False, **compute(name))

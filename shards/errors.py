@@ -16,6 +16,8 @@ EXIT_OUTPUT = 5
 EXIT_CONFIG_DIFFERS = 6
 EXIT_VERIFICATION = 7
 EXIT_INTERRUPTED = 130
+EXIT_PIPE = 141
+"""128 + SIGPIPE, as a shell reports a command whose reader went away."""
 
 
 class BoldstreamError(Exception):

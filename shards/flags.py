@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
-from shards.errors import UsageError
+from shards.errors import EXIT_PIPE, UsageError
 
 T = TypeVar("T")
 
@@ -39,6 +41,9 @@ def read_flags(parse: Callable[[], T], command: str) -> T:
     try:
         with contextlib.redirect_stderr(said):
             return parse()
+    except BrokenPipeError:  # whoever reads the help has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(EXIT_PIPE) from None
     except SystemExit as stop:
         if not stop.code:
             raise

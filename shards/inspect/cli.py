@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from shards.errors import EXIT_INTERRUPTED, EXIT_OUTPUT, BoldstreamError
+from shards.errors import EXIT_INTERRUPTED, EXIT_OUTPUT, EXIT_PIPE, BoldstreamError
 from shards.flags import read_flags
 from shards.inspect.export import ExportConfig, export
 from shards.inspect.run import RunConfig, show_run
@@ -20,9 +20,6 @@ from shards.inspect.runs import RunsConfig, list_runs
 from shards.inspect.summary import SummaryConfig, summarise
 from shards.inspect.terminal import printable
 from shards.inspect.verify import VerifyConfig, verify
-
-EXIT_PIPE = 141
-"""128 + SIGPIPE, as a shell reports a command whose reader went away."""
 
 _COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "summary": (SummaryConfig, summarise),
