@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from eval.scoring.metrics import Floats
+from shards.splits.strata import FAMILY_COLUMNS
 
 if TYPE_CHECKING:
     from shards.reader import ShardSet
 
 # Names under which public cohorts keep each role; the first one present is taken.
 ROLES: dict[str, tuple[str, ...]] = {
-    "family": ("family", "family_id", "Family_ID", "Pedigree_ID", "rel_family_id"),
+    "family": FAMILY_COLUMNS,
     "site": ("site", "site_id", "site_id_l", "SITE_ID", "scanner"),
     "age": ("age", "Age", "Age_in_Yrs", "interview_age"),
     "sex": ("sex", "Sex", "gender", "Gender"),

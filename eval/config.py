@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
 
 from shards.errors import UsageError
 
 Subset = Literal["test", "val"]
+PATH_STEPS, NOISE_SAMPLES = 8, 3
 SkippedStage = Literal["baselines", "controls", "embed", "explain"]
 
 
@@ -21,7 +24,7 @@ class CommonConfig:
     shards: str
     """Folder or URL of the shard set that it was trained on."""
     out: Path
-    """Folder for the results; each stage keeps to a folder of its own in it, and one that is done is not repeated."""
+    """Folder for the results. Each stage has a folder of its own in it; one that is done is not repeated."""
     subset: Subset = "test"
     """Subjects to score. Validation subjects chose the checkpoint: their scores flatter the model."""
     seed: int = 0
@@ -49,6 +52,10 @@ class BaselinesConfig(CommonConfig):
     models: tuple[str, ...] = ()
     """Keys of the baselines to fit; all by default (an unknown key lists them)."""
 
+    def __post_init__(self) -> None:
+        CommonConfig.__post_init__(self)
+        check_atlas(self.atlas)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbedConfig(CommonConfig):
@@ -66,9 +73,9 @@ class ExplainConfig(CommonConfig):
     """Subjects to explain, spread over the classes or the range of the target."""
     windows: int = 4
     """Windows of each of them."""
-    steps: int = 16
+    steps: int = PATH_STEPS
     """Points of the path of integrated gradients."""
-    noise_samples: int = 5
+    noise_samples: int = NOISE_SAMPLES
     """Noisy copies of a window for SmoothGrad-squared."""
     pretrained: Path | None = None
     """Phase-1 or phase-2 run whose decoder reconstructs (default: the run that the checkpoint started from)."""
@@ -86,6 +93,14 @@ class ReportConfig(CommonConfig):
     """3-D NIfTI of integer labels for region series and connectivity (default: geometric parcels)."""
     models: tuple[str, ...] = ()
     """Keys of the baselines to fit; all by default (an unknown key lists them)."""
+    file_format: Literal["npz", "parquet"] = "npz"
+    """Of the embeddings; parquet needs pyarrow."""
+    explain_subjects: int = 20
+    """Subjects whose outputs are traced back to voxels."""
+    explain_windows: int = 4
+    """Windows of each of them."""
+    pretrained: Path | None = None
+    """Phase-1 or phase-2 run whose decoder reconstructs (default: the run that the checkpoint started from)."""
     skip: tuple[SkippedStage, ...] = ()
     """Stages to leave out of the page."""
     compare: tuple[Path, ...] = ()
@@ -97,17 +112,24 @@ class ReportConfig(CommonConfig):
 
     def __post_init__(self) -> None:
         CommonConfig.__post_init__(self)
-        at_least(self, bootstrap=100, permutations=100)
+        at_least(self, bootstrap=100, permutations=100, explain_subjects=1, explain_windows=1)
+        check_atlas(self.atlas)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AggregateConfig:
     """Put the reports of several seeds or splits of the same task together."""
 
-    reports: tuple[Path, ...]
+    reports: Annotated[Positional[tuple[Path, ...]], arg(metavar="REPORT [REPORT ...]")]
     """Folders that eval-fmri report wrote."""
     out: Path
     """Folder for aggregate.json and aggregate.html."""
+
+
+def check_atlas(atlas: Path | None) -> None:
+    """Refuse an atlas that is not there, before anything is computed."""
+    if atlas is not None and not atlas.is_file():
+        raise UsageError(f"--atlas {atlas}: no such file; give a 3-D NIfTI of integer labels")
 
 
 def at_least(config: object, **limits: int) -> None:

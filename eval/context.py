@@ -44,6 +44,8 @@ class Context:
         Target of each subject that has one: level number, or value in original units.
     ranks : Ranks
         The ranks at work.
+    command : str
+        As it was typed.
     """
 
     config: CommonConfig
@@ -56,6 +58,7 @@ class Context:
     shard_set: ShardSet
     values: Mapping[str, float]
     ranks: Ranks
+    command: str = ""
 
     @property
     def window(self) -> int | str:
@@ -89,11 +92,11 @@ class Context:
             "window": str(self.window),
             **options,
         }
-        return Stage(self.config.out / name, inputs, self.ranks)
+        return Stage(self.config.out / name, inputs, self.ranks, self.command)
 
 
 @contextmanager
-def open_context(config: CommonConfig, ranks: Ranks) -> Iterator[Context]:
+def open_context(config: CommonConfig, ranks: Ranks, command: str = "") -> Iterator[Context]:
     """Open the run and the shard set, and refuse what does not belong together.
 
     Raises
@@ -123,6 +126,7 @@ def open_context(config: CommonConfig, ranks: Ranks) -> Iterator[Context]:
             shard_set=shard_set,
             values=target.encode(shard_set.phenotype(target.column)),
             ranks=ranks,
+            command=command,
         )
 
 

@@ -1,35 +1,24 @@
-"""One evaluation from start to end: checks, predictions, baselines, assessment."""
+"""One evaluation from start to end: the stages that are missing, the assessment, and what the page shows of them."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from eval.baselines.simple import Problem, all_baselines
-from eval.checkpoint import check_shard_set, read_run_config
-from eval.cohort import Cohort, open_cohort
-from eval.config import ReportConfig
-from eval.parcels.parcels import Parcels, atlas_parcels, geometric_parcels
+from eval.config import NOISE_SAMPLES, PATH_STEPS, ReportConfig
+from eval.context import Context, subjects_to_score
+from eval.guards import Check
+from eval.page.section import Section
 from eval.scoring.assessment import Assessment, assess
-from eval.scoring.metrics import Floats
-from eval.subjects import OURS, Model, Predictions, gather_subjects, predictions
+from eval.subjects import Scored
 from eval.targets import Target
-from shards.errors import MismatchError, UsageError
-from shards.reader import ShardSet
 from shards.splits import PARTS, Split
 
-if TYPE_CHECKING:
-    from torch import nn
-
 log = logging.getLogger(__name__)
-
-MOTION_GROUPS = ("lowest third", "middle third", "highest third")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,194 +49,151 @@ class Evaluation:
     num_frames: int
     columns: Mapping[str, str]
     assessment: Assessment
-    motion_correlation: tuple[float, float] | None
-    """Spearman rho and p of our output with mean FD, where FD is known and there are two outputs to rank."""
     seconds: float
+    sections: tuple[Section, ...] = ()
+    """What the stages have to show, in the order of the page."""
+    checks: tuple[Check, ...] = ()
+    """Of leakage, passed ones too."""
 
 
-def evaluate(config: ReportConfig) -> Evaluation:
-    """Score a phase-3 run beside the baselines.
+def evaluate(context: Context, config: ReportConfig, checks: tuple[Check, ...]) -> Evaluation | None:
+    """Run the stages that are missing, and put their results together.
 
     Parameters
     ----------
+    context : Context
+        From `eval.context.open_context`; every rank calls this.
     config : ReportConfig
         What to score, and where.
+    checks : tuple of Check
+        From `eval.guards.refuse_leaks`.
+
+    Returns
+    -------
+    Evaluation or None
+        On rank 0; None elsewhere, where nothing is left to do.
 
     Raises
     ------
     UsageError
-        The checkpoint, the shard set, the target column or the atlas cannot be used.
+        The atlas cannot be used, or nobody can be scored.
     MismatchError
-        Checkpoint, split and shard set do not belong together.
+        A run to compare with does not belong to the same split and target.
     """
     began = time.monotonic()
-    run_config = read_run_config(config.checkpoint)
-    with ShardSet(config.shards) as shard_set:
-        check_shard_set(run_config, shard_set, config.checkpoint)
-        from training.checkpoints.export import load_model
-
-        loaded = load_model(config.checkpoint)
-        split, target = loaded.split, Target.from_json(loaded.target)
-        cohort = open_cohort(shard_set, target.column, split.rule.get("group"))
-        check_split(cohort, split)
-        values = target.encode(shard_set.phenotype(target.column))
-        scored = subjects_with_target(split, config.subset, values)
-        parcels = geometric_parcels(shard_set) if config.atlas is None else atlas_parcels(shard_set, config.atlas)
-        fitted_on = ("train", "val") if config.subset == "test" else ("train",)
-        problem = Problem(
-            cohort=cohort,
-            target=target,
-            y_fit={s: values[s] for part in fitted_on for s in split.subjects(part) if s in values},
-            to_score=scored,
-            threads=config.threads,
-            seed=config.seed,
-        )
-        runs = sorted(run for subject in scored for run in cohort.runs[subject])
-        ours = predict_ours(config, run_config, loaded.model, problem, runs, values)
-        models = [*run_baselines(problem, parcels, values, config.subset), ours]
-        log.info("intervals from %d resamples of %d subjects", config.bootstrap, len(scored))
-        assessment = assess(
-            models,
-            target,
-            families=cohort.family_names(scored),
-            memberships=subgroups(cohort, scored),
-            num_resamples=config.bootstrap,
-            num_permutations=config.permutations,
-            seed=config.seed,
-        )
-        return Evaluation(
-            config=config,
-            target=target,
-            split=split,
-            parts=tuple(describe_part(cohort, target, split, part, values) for part in PARTS),
-            fitted_on=fitted_on,
-            set_hash=shard_set.manifest.set_hash,
-            set_name=shard_set.manifest.name,
-            run_config=run_config,
-            num_runs=len(runs),
-            num_frames=sum(shard_set.runs[run].num_frames for run in runs),
-            columns=dict(cohort.columns),
-            assessment=assessment,
-            motion_correlation=motion_correlation(cohort, ours[1], target),
-            seconds=time.monotonic() - began,
-        )
-
-
-def predict_ours(
-    config: ReportConfig,
-    run_config: Mapping[str, Any],
-    model: nn.Module,
-    problem: Problem,
-    runs: list[int],
-    values: Mapping[str, float],
-) -> tuple[Model, Predictions]:
-    """Run the trained model over all windows of the subjects to score, each frame once."""
-    from training.predict import predict_windows
-
-    shard_set = problem.cohort.shard_set
-    log.info("our model: %d runs of %d subjects", len(runs), len(problem.to_score))
-    windows = predict_windows(model, shard_set, runs, run_config["window"], config.batch_size, config.threads)
-    outputs = gather_subjects(windows, shard_set.runs, runs, problem.target.kind)
-    described = Model(
-        key=OURS,
-        label="Our model",
-        role="ours",
-        sees=f"the 4-D signal in windows of {window_in_words(run_config['window'])}",
-        note=f"preset {run_config.get('preset', 'unknown')}; checkpoint chosen on the validation subjects",
+    subjects = subjects_to_score(context, config.subset)
+    scored = _all_models(context, config)
+    shown = _stages_to_show(context, config, scored)
+    if not context.ranks.is_first:
+        return None
+    log.info("intervals from %d resamples of %d subjects", config.bootstrap, len(subjects))
+    assessment = assess(
+        scored,
+        context.target,
+        families=context.cohort.family_names(subjects),
+        num_resamples=config.bootstrap,
+        num_permutations=config.permutations,
+        seed=config.seed,
     )
-    return described, predictions(OURS, config.subset, outputs, values)
+    runs = context.runs(subjects)
+    return Evaluation(
+        config=config,
+        target=context.target,
+        split=context.split,
+        parts=tuple(describe_part(context, part) for part in PARTS),
+        fitted_on=("train", "val") if config.subset == "test" else ("train",),
+        set_hash=context.shard_set.manifest.set_hash,
+        set_name=context.shard_set.manifest.name,
+        run_config=context.run_config,
+        num_runs=len(runs),
+        num_frames=sum(context.shard_set.runs[run].num_frames for run in runs),
+        columns=dict(context.cohort.columns),
+        assessment=assessment,
+        seconds=time.monotonic() - began,
+        sections=tuple(_sections(context, assessment, shown)),
+        checks=checks,
+    )
 
 
-def window_in_words(window: int | str) -> str:
-    """'20' or 20 as '20 frames', '16s' as '16 s'."""
-    text = str(window)
-    return f"{text[:-1]} s" if text.endswith("s") else f"{text} frames"
+def _all_models(context: Context, config: ReportConfig) -> list[Scored]:
+    """Baselines, controls, runs to compare with, and ours, the last."""
+    from eval.prediction.predict import predict_ours, predict_runs
+
+    ours = predict_ours(context)
+    scored: list[Scored] = []
+    if "baselines" not in config.skip:
+        from eval.baselines.stage import fit_baselines
+
+        scored += fit_baselines(context, config.atlas, config.models)
+    if "controls" not in config.skip:
+        from eval.controls.probes import probe_controls
+
+        scored += probe_controls(context)
+    return [*scored, *predict_runs(context, config.compare), ours]
 
 
-def check_split(cohort: Cohort, split: Split) -> None:
-    """Refuse a split of subjects that the shard set does not have.
+@dataclass(frozen=True, kw_only=True)
+class _Shown:
+    """Results of the stages that only the page tells of; None where a stage was skipped or had nothing to do."""
 
-    Raises
-    ------
-    MismatchError
-        Names how many are missing, and the first.
-    """
-    wanted = [subject for part in PARTS for subject in split.subjects(part)]
-    missing = sorted(subject for subject in wanted if subject not in cohort.runs)
-    if missing:
-        raise MismatchError(
-            f"{cohort.shard_set.location}: {len(missing)} of {len(wanted)} subjects of the split have no run in it, "
-            f"first {missing[0]}; give the shard set of the training"
+    confounding: Any = None
+    fingerprint: Any = None
+    embeddings: Any = None
+    reconstruction: Any = None
+    explanation: Any = None
+
+
+def _stages_to_show(context: Context, config: ReportConfig, scored: list[Scored]) -> _Shown:
+    found: dict[str, Any] = {}
+    if "controls" not in config.skip:
+        from eval.baselines.stage import region_series
+        from eval.controls.confounding import confounding
+        from eval.controls.fingerprint import fingerprint
+
+        regions = None if "baselines" in config.skip else region_series(context, config.atlas)
+        found["confounding"] = confounding(context, scored)
+        found["fingerprint"] = fingerprint(context, regions)
+    if "embed" not in config.skip:
+        from eval.embedding.stage import embed
+
+        found["embeddings"] = embed(context, config.file_format)
+    if "explain" not in config.skip:
+        from eval.explain.stage import explain
+        from eval.reconstruction.stage import reconstruct
+
+        found["reconstruction"] = reconstruct(context, config.pretrained)
+        found["explanation"] = explain(
+            context, config.explain_subjects, config.explain_windows, PATH_STEPS, NOISE_SAMPLES
         )
+    return _Shown(**found)
 
 
-def subjects_with_target(split: Split, part: str, values: Mapping[str, float]) -> tuple[str, ...]:
-    """Subjects of a part that can be scored, sorted.
+def _sections(context: Context, assessment: Assessment, shown: _Shown) -> Iterator[Section]:
+    """What there is to show, in the order of the page."""
+    from eval.baselines import stage as baselines
+    from eval.controls.section import confounding_section, controls_section, fingerprint_section
+    from eval.embedding import section as embedding
+    from eval.explain import section as explain
+    from eval.reconstruction import section as reconstruction
 
-    Raises
-    ------
-    UsageError
-        There are none.
-    """
-    subjects = split.subjects(part)
-    found = tuple(sorted(subject for subject in subjects if subject in values))
-    if not found:
-        raise UsageError(
-            f"none of the {len(subjects)} {part} subjects of the split has a value of the target; "
-            "add it to participants.tsv, or score the other part with --subset"
-        )
-    return found
-
-
-def run_baselines(
-    problem: Problem, parcels: Parcels, values: Mapping[str, float], subset: str
-) -> list[tuple[Model, Predictions]]:
-    """Fit each baseline and predict the subjects to score.
-
-    Raises
-    ------
-    UsageError
-        The subjects to fit on are all of one class.
-    """
-    if problem.target.kind != "regression" and len(set(problem.y_fit.values())) < 2:
-        raise UsageError(
-            f"the {len(problem.y_fit)} subjects to fit baselines on are all of one class; make another split"
-        )
-    models = []
-    for baseline in all_baselines(problem.target.kind, parcels):
-        log.info("baseline: %s", baseline.label)
-        readout = baseline.fit_predict(problem)
-        model = Model(key=baseline.key, label=baseline.label, role="baseline", sees=baseline.sees, note=readout.note)
-        outputs = dict(zip(problem.to_score, readout.output, strict=True))
-        models.append((model, predictions(baseline.key, subset, outputs, values)))
-    return models
+    found = [
+        baselines.section(context),
+        controls_section(assessment, context.target),
+        None if shown.confounding is None else confounding_section(shown.confounding, context.target),
+        None if shown.fingerprint is None else fingerprint_section(shown.fingerprint),
+        None if shown.embeddings is None else embedding.section(context, shown.embeddings),
+        reconstruction.section(context, shown.reconstruction),
+        None if shown.explanation is None else explain.section(shown.explanation),
+    ]
+    yield from (section for section in found if section is not None)
 
 
-def subgroups(cohort: Cohort, subjects: tuple[str, ...]) -> dict[str, dict[str, list[int]]]:
-    """Rows of `subjects` by site, and by third of mean framewise displacement, where these are known."""
-    groups: dict[str, dict[str, list[int]]] = {}
-    sites = cohort.values.get("site", {})
-    levels = sorted({sites[subject] for subject in subjects if subject in sites})
-    if len(levels) > 1:
-        groups["site"] = {level: [i for i, s in enumerate(subjects) if sites.get(s) == level] for level in levels}
-    motion = np.array([cohort.weighted("mean_fd_mm", subject) for subject in subjects])
-    known = np.flatnonzero(np.isfinite(motion))
-    if known.size >= 6 and np.ptp(motion[known]) > 0:
-        ranked = known[np.argsort(motion[known], kind="stable")]
-        groups["motion"] = {
-            f"{name} (mean FD {motion[part].min():.2f} to {motion[part].max():.2f} mm)": sorted(part.tolist())
-            for name, part in zip(MOTION_GROUPS, np.array_split(ranked, 3), strict=True)
-        }
-    return groups
-
-
-def describe_part(cohort: Cohort, target: Target, split: Split, part: str, values: Mapping[str, float]) -> SplitPart:
+def describe_part(context: Context, part: str) -> SplitPart:
     """Counts of a part of the split."""
-    everyone = split.subjects(part)
-    subjects = [subject for subject in everyone if subject in values]
-    classes = Counter(target.levels[int(values[subject])] for subject in subjects if target.levels)
-    sites = cohort.values.get("site", {})
-    families = cohort.family_names(tuple(subjects))
+    everyone, subjects, target = context.split.subjects(part), context.subjects(part), context.target
+    classes = Counter(target.levels[int(context.values[subject])] for subject in subjects if target.levels)
+    sites = context.cohort.values.get("site", {})
+    families = context.cohort.family_names(subjects)
     return SplitPart(
         name=part,
         num_subjects=len(subjects),
@@ -256,16 +202,3 @@ def describe_part(cohort: Cohort, target: Target, split: Split, part: str, value
         by_site=dict(sorted(Counter(sites.get(subject, "unknown") for subject in subjects).items())) if sites else {},
         num_families=None if families is None else len({name for name in families if name}),
     )
-
-
-def motion_correlation(cohort: Cohort, ours: Predictions, target: Target) -> tuple[float, float] | None:
-    """Spearman rho and p of our output with mean framewise displacement; None where there is nothing to rank."""
-    from scipy.stats import spearmanr
-
-    motion: Floats = np.array([cohort.weighted("mean_fd_mm", subject) for subject in ours.subjects])
-    known = np.isfinite(motion)
-    output = ours.output[known, 0]
-    if target.kind == "multiclass" or known.sum() < 4 or np.ptp(motion[known]) == 0 or np.ptp(output) == 0:
-        return None
-    rho, p = spearmanr(motion[known], output)
-    return float(rho), float(p)

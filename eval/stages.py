@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,12 @@ class Stage:
         Everything that the result depends on, JSON values only. Batch size, threads and ranks do not belong here.
     ranks : Ranks
         The ranks at work; all of them call the methods of a stage in the same order.
+    command : str
+        As it was typed, for the record.
     """
 
-    def __init__(self, folder: Path, inputs: Mapping[str, Any], ranks: Ranks) -> None:
-        self.folder, self.inputs, self.ranks = folder, json.loads(json.dumps(inputs)), ranks
+    def __init__(self, folder: Path, inputs: Mapping[str, Any], ranks: Ranks, command: str = "") -> None:
+        self.folder, self.inputs, self.ranks, self.command = folder, json.loads(json.dumps(inputs)), ranks, command
         self.key = config_hash(self.inputs)
 
     def record(self) -> dict[str, Any] | None:
@@ -84,7 +87,7 @@ class Stage:
 
         def work() -> None:
             missing = [name for name in self.ranks.mine(names) if not (place / f"{name}.npz").is_file()]
-            if len(missing) < len(self.ranks.mine(names)):
+            if 0 < len(missing) < len(self.ranks.mine(names)):
                 log.info("%s: going on, %d parts are missing", self.folder.name, len(missing))
             for name in missing:
                 buffer = io.BytesIO()
@@ -98,7 +101,7 @@ class Stage:
             try:
                 with np.load(path, allow_pickle=False) as found:
                     yield name, dict(found)
-            except (OSError, ValueError, EOFError) as error:
+            except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
                 raise CorruptShardError(f"{path}: cannot be read ({error}); remove it and run again") from error
 
     def finish(self, files: Mapping[str, bytes | str], facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -123,6 +126,7 @@ class Stage:
                 "version": VERSION,
                 "inputs": self.inputs,
                 "facts": dict(facts or {}),
+                "command": self.command,
                 "software": software_versions(),
                 "files": {name: xxh3(content) for name, content in data.items()},
             }

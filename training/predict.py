@@ -53,7 +53,15 @@ def predict_windows(
             f"{shard_set.location}: its mask ({shard_set.num_voxels} voxels) is not the model's "
             f"({model.volume.num_voxels} voxels); give the shard set of the training, or one on the same mask"
         )
-    loader = WindowLoader(shard_set, runs=runs, window=window, batch_size=batch_size, mode="tile", threads=threads)
+    loader = WindowLoader(
+        shard_set,
+        runs=runs,
+        window=window,
+        batch_size=batch_size,
+        mode="tile",
+        threads=threads,
+        intensity=model.size.intensity,
+    )
     model.eval()
     return window_outputs(lambda inputs: model(**inputs)["output"], shard_set, loader, model.output_scale.device)
 

@@ -8,20 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from eval.scoring.assessment import REFERENCE
-from eval.scoring.bootstrap import Estimate
-from eval.subjects import OURS
 from eval.targets import Target
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-OUR_COLOUR, REFERENCE_COLOUR, OTHER_COLOUR = "#0f5ea8", "#d0661b", "#7d8894"
+OUR_COLOUR, BEST_COLOUR, OTHER_COLOUR = "#0f5ea8", "#d0661b", "#7d8894"
+"""Our model, the strongest baseline, all others."""
 CLASS_COLOURS = ("#6b7683", "#0f5ea8", "#d0661b", "#3a8f5c", "#8757a8", "#b5892b")
-DASHES = ("solid", (0, (6, 2)), (0, (1, 1.2)), (0, (4, 1.5, 1, 1.5)))
 DOTS: dict[str, Any] = {"s": 26, "alpha": 0.65, "lw": 0}
 STYLE = {
     "font.family": "sans-serif",
@@ -63,22 +57,6 @@ def drawn(draw: Callable[[Figure], None], width: float, height: float) -> str:
             buffer, format="svg", bbox_inches="tight", pad_inches=0.04, metadata={"Date": None, "Creator": None}
         )
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def colour_of(key: str) -> str:
-    """The colour of a model, everywhere the same."""
-    return {OURS: OUR_COLOUR, REFERENCE: REFERENCE_COLOUR}.get(key, OTHER_COLOUR)
-
-
-def interval_bar(axis: Axes, found: Estimate, height: float, colour: str, marker: str = "o") -> None:
-    """A point with its interval; nothing where it is undefined."""
-    if np.isfinite(found.low):
-        axis.plot([found.low, found.high], [height, height], color=colour, lw=2.4, solid_capstyle="round")
-    if np.isfinite(found.value):
-        axis.plot([found.value], [height], marker, color=colour, ms=7)
-    else:
-        where: dict[str, Any] = {"va": "center", "ha": "center", "transform": axis.get_yaxis_transform()}
-        axis.text(0.5, height, "undefined", color=colour, **where)
 
 
 def unit_of(target: Target) -> str:

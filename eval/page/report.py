@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
-from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from eval.evaluation import Evaluation
+from eval.guards import FOR_INFORMATION, UNKNOWN
+from eval.lineage import ancestors
 from eval.page import prose
+from eval.page.curves import training_section
 from eval.page.figures import draw_all
+from eval.page.forest import forest, grouped
+from eval.page.limits import limits
+from eval.page.methods import methods
+from eval.page.origins import hashes, stages
+from eval.page.record import FIRST_COLUMNS, metrics_json, predictions_tsv, true_text
+from eval.page.verdict import verdict
 from eval.provenance import GENERATOR, software_versions
-from eval.scoring.assessment import Row
 from eval.scoring.bootstrap import Estimate
 from eval.scoring.metrics import METRICS, headline, probabilities
-from eval.targets import Target
 from shards.errors import OutputError
 from shards.writer import write_atomic
 
+if TYPE_CHECKING:
+    import jinja2
+
+    from eval.evaluation import Evaluation
+    from eval.guards import Check
+
 REPORT, METRICS_FILE, PREDICTIONS = "report.html", "metrics.json", "predictions.tsv"
-FIRST_COLUMNS = ("model", "subject", "subset", "true")
 
 
 def check_out(out: Path) -> None:
@@ -88,110 +96,69 @@ def write_report(evaluation: Evaluation, command: str) -> tuple[Path, ...]:
     return tuple(out / name for name in (REPORT, METRICS_FILE, PREDICTIONS))
 
 
-def metrics_json(evaluation: Evaluation, command: str) -> str:
-    """Every number of the report for machines; `null` is undefined."""
-    assessment = evaluation.assessment
-    record = {
-        "generator": GENERATOR,
-        "version": 1,
-        "command": command,
-        "target": asdict(evaluation.target),
-        "subset": evaluation.config.subset,
-        "headline": headline(evaluation.target.kind).key,
-        "verdict": asdict(prose.verdict(evaluation)),
-        "models": [_row_record(row) for row in assessment.rows],
-        "groups": [asdict(group) for group in assessment.groups],
-        "motion_correlation": evaluation.motion_correlation,
-        "split": {
-            "hash": evaluation.split.hash,
-            "seed": evaluation.split.seed,
-            "rule": evaluation.split.rule,
-            "parts": [asdict(part) for part in evaluation.parts],
-        },
-        "fitted_on": evaluation.fitted_on,
-        "set_hash": evaluation.set_hash,
-        "resamples": assessment.num_resamples,
-        "permutations": int(assessment.null.size),
-        "seed": evaluation.config.seed,
-        "software": software_versions(),
-    }
-    return json.dumps(_finite(record), indent=1, allow_nan=False) + "\n"
-
-
-def _row_record(row: Row) -> dict[str, Any]:
-    return {
-        **asdict(row.model),
-        "num_subjects": len(row.predictions.subjects),
-        "scores": {key: asdict(found) for key, found in row.scores.items()},
-        "advantage_of_ours": None if row.advantage is None else asdict(row.advantage),
-        "p_value": row.p_value,
-    }
-
-
-def _finite(value: Any) -> Any:
-    """The same value with `None` for numbers that JSON does not know."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def predictions_tsv(evaluation: Evaluation) -> str:
-    """One line per model and subject: true value, outputs, and the probability for a binary target."""
-    target = evaluation.target
-    extra = (f"probability_{target.levels[1]}",) if target.kind == "binary" else ()
-    lines = ["\t".join((*FIRST_COLUMNS, *target.output_names, *extra))]
-    for row in evaluation.assessment.rows:
-        predicted = row.predictions
-        for index, subject in enumerate(predicted.subjects):
-            outputs = [f"{value:.9g}" for value in predicted.output[index]]
-            if extra:
-                outputs.append(f"{probabilities(predicted.output[index : index + 1], 'binary')[0, 1]:.9g}")
-            true = true_text(target, float(predicted.y_true[index]))
-            lines.append("\t".join((predicted.model, subject, predicted.subset, true, *outputs)))
-    return "\n".join(lines) + "\n"
-
-
-def true_text(target: Target, value: float) -> str:
-    """A true value as participants.tsv has it."""
-    return f"{value:.9g}" if target.kind == "regression" else target.levels[int(value)]
-
-
 def report_html(evaluation: Evaluation, command: str) -> str:
     """The page; it needs nothing but itself."""
+    target, software, config = evaluation.target, software_versions(), evaluation.config
+    metric = headline(target.kind)
+    behind = ancestors(config.checkpoint, evaluation.run_config)
+    return (
+        page_environment()
+        .get_template("report.html.j2")
+        .render(
+            generator=GENERATOR,
+            evaluation=evaluation,
+            assessment=evaluation.assessment,
+            target=target,
+            metrics=METRICS[target.kind],
+            headline=metric,
+            verdict=verdict(evaluation),
+            forest=forest(evaluation.assessment, metric),
+            groups=grouped(evaluation.assessment),
+            limits=limits(evaluation),
+            methods=methods(evaluation, behind, software),
+            drawings=draw_all(evaluation.assessment, target),
+            sections=(*evaluation.sections, training_section(config.checkpoint, behind)),
+            checks=[(check.name, *_told(check)) for check in evaluation.checks],
+            sites=sorted({site for part in evaluation.parts for site in part.by_site}),
+            subjects=_subject_lines(evaluation),
+            run_config=json.dumps(evaluation.run_config, indent=1, default=str),
+            rule=json.dumps(evaluation.split.rule),
+            hashes=hashes(evaluation, behind),
+            stages=stages(evaluation, software),
+            software=software,
+            command=command,
+            files=(METRICS_FILE, PREDICTIONS),
+        )
+    )
+
+
+def _told(check: Check) -> tuple[str, str, str]:
+    """Style, result and detail of a check."""
+    if check.passed is not None:
+        return ("passed", "passed", check.detail) if check.passed else ("failed", "FAILED", check.detail)
+    for prefix in (UNKNOWN, FOR_INFORMATION):
+        if check.detail.startswith(prefix):
+            return "unknown", prefix.rstrip(": "), check.detail.removeprefix(prefix)
+    return "unknown", "unknown", check.detail
+
+
+def page_environment() -> jinja2.Environment:
+    """Where the package's pages come from: everything is escaped, and a name that is not given is an error."""
     import jinja2
 
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(_template),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters |= {"number": prose.number, "interval": prose.interval, "p": prose.p_text}
-    template = environment.from_string(
-        resources.files("eval").joinpath("templates", "report.html.j2").read_text(encoding="utf-8")
-    )
-    target, software = evaluation.target, software_versions()
-    return template.render(
-        generator=GENERATOR,
-        evaluation=evaluation,
-        assessment=evaluation.assessment,
-        target=target,
-        metrics=METRICS[target.kind],
-        headline=headline(target.kind),
-        verdict=prose.verdict(evaluation),
-        limits=prose.limits(evaluation),
-        methods=prose.methods(evaluation, software),
-        note=prose.table_note,
-        drawings=draw_all(evaluation.assessment, target),
-        sites=sorted({site for part in evaluation.parts for site in part.by_site}),
-        subjects=_subject_lines(evaluation),
-        run_config=json.dumps(evaluation.run_config, indent=1, default=str),
-        rule=json.dumps(evaluation.split.rule),
-        software=software,
-        command=command,
-        files=(METRICS_FILE, PREDICTIONS),
-    )
+    environment.filters |= {"number": prose.number, "interval": prose.interval, "p": prose.p_number}
+    return environment
+
+
+def _template(name: str) -> str:
+    return resources.files("eval").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def _subject_lines(evaluation: Evaluation) -> list[tuple[str, str, str]]:

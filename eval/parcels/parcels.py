@@ -1,17 +1,10 @@
-"""Parcels: region mean series and functional connectivity from a shard set.
-
-Runs are read window by window, so memory holds one window and one `(frames, parcels)` series per thread,
-whatever the length of a run.
-"""
+"""Parcels: which voxels belong together, the mean series of one run's parcels, and its connectivity."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +14,6 @@ from shards.errors import UsageError
 
 if TYPE_CHECKING:
     from shards.reader import ShardSet
-
-log = logging.getLogger(__name__)
 
 WINDOW_BYTES = 64 << 20
 VOXELS_PER_PARCEL = 10
@@ -124,16 +115,21 @@ def geometric_parcels(shard_set: ShardSet, num_parcels: int = 100) -> Parcels:
     )
 
 
-def parcel_series(shard_set: ShardSet, run: int, parcels: Parcels) -> Floats:
-    """Mean residual of each parcel in each frame, shape (T, P)."""
+def averaging(parcels: Parcels) -> Any:
+    """The sparse matrix, shape (P, V), float64, whose product with a frame is the mean of each parcel."""
     from scipy.sparse import csr_array
 
     inside = np.flatnonzero(parcels.labels >= 0)
     sizes = np.bincount(parcels.labels[inside], minlength=parcels.num_parcels)
-    mean_PV = csr_array(
+    return csr_array(
         (1.0 / sizes[parcels.labels[inside]], (parcels.labels[inside], inside)),
         shape=(parcels.num_parcels, parcels.labels.size),
     )
+
+
+def parcel_series(shard_set: ShardSet, run: int, parcels: Parcels) -> Floats:
+    """Mean residual of each parcel in each frame of one run, shape (T, P); `RegionSeries` keeps those of all runs."""
+    mean_PV = averaging(parcels)
     num_frames = shard_set.runs[run].num_frames
     length = max(1, WINDOW_BYTES // (4 * shard_set.num_voxels))
     series = np.empty((num_frames, parcels.num_parcels))
@@ -164,33 +160,3 @@ def connectivity(series: npt.ArrayLike) -> Floats:
     rows, columns = np.triu_indices(values.shape[1], k=1)
     correlation = (unit.T @ unit)[rows, columns]
     return np.asarray(np.arctanh(np.clip(correlation, -1 + 1e-6, 1 - 1e-6)), dtype=np.float64)
-
-
-def subject_connectivity(
-    shard_set: ShardSet, runs_by_subject: Sequence[tuple[int, ...]], parcels: Parcels, threads: int
-) -> Floats:
-    """Connectivity of each subject: the mean over its runs, weighted by frames.
-
-    Parameters
-    ----------
-    shard_set : shards.reader.ShardSet
-        Open shard set.
-    runs_by_subject : sequence of tuple of int
-        Run numbers, one tuple per subject.
-    parcels : Parcels
-        The parcellation.
-    threads : int
-        Subjects read at the same time.
-
-    Returns
-    -------
-    numpy.ndarray, shape (N, P * (P - 1) / 2)
-    """
-
-    def one(runs: tuple[int, ...]) -> Floats:
-        edges = [connectivity(parcel_series(shard_set, run, parcels)) for run in runs]
-        return np.average(edges, axis=0, weights=[shard_set.runs[run].num_frames for run in runs])
-
-    log.info("connectivity of %d subjects, %s", len(runs_by_subject), parcels.description)
-    with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
-        return np.stack(list(pool.map(one, runs_by_subject)))

@@ -7,50 +7,80 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eval.scoring.bootstrap import Estimate, Ints, estimate, p_value, permutation_null, resample_counts
-from eval.scoring.metrics import METRICS, Floats, headline, score
-from eval.scoring.weighted import headline_of_labels, weighted_scores
-from eval.subjects import OURS, Model, Predictions
+from eval.scoring.bootstrap import Estimate
+from eval.scoring.comparison import holm
+from eval.scoring.intervals import Draws, Resampled, difference, draw, intervals, resample
+from eval.scoring.metrics import Floats, Metric, headline
+from eval.scoring.permutation import p_value, permutation_null
+from eval.scoring.thresholds import threshold_of
+from eval.scoring.weighted import headline_of_labels
+from eval.subjects import OURS, Model, Predictions, Scored
 from eval.targets import Target
-
-REFERENCE = "fc"
-"""Key of the baseline that the verdict is about."""
-_CELLS_AT_ONCE = 4_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One model's line in the table.
 
-    `advantage` is how much better *ours* is in the headline metric, positive when ours is better whatever
-    the metric's direction; None for ours.
+    Attributes
+    ----------
+    model, predictions
+        Which one, and what it says of the scored subjects.
+    threshold : float
+        Cut of the logit that decides between the two levels of a binary target; 0 for other kinds, which need none.
+    num_held_out : int
+        Subjects, none of them scored, that chose the threshold; 0 where there were none and the cut is 0.
+    scores : mapping of str to Estimate
+        By metric key.
+    resampled : Resampled
+        The same metrics in each resample.
+    p_value : float
+        One-sided, of the headline metric against shuffled labels.
+    advantage : Estimate or None
+        How much better *ours* is in the headline metric, positive when ours is better whatever the metric's
+        direction; None for ours.
+    advantage_p : float
+        Two-sided, of an advantage of 0; `nan` for ours.
+    adjusted_p : float
+        `advantage_p` after Holm's correction over all baselines; `nan` for ours and for controls.
     """
 
     model: Model
     predictions: Predictions
+    threshold: float
+    num_held_out: int
     scores: Mapping[str, Estimate]
-    advantage: Estimate | None
+    resampled: Resampled
     p_value: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupScore:
-    """Headline metric among some of the subjects (a site, a third of motion)."""
-
-    role: str
-    name: str
-    num_subjects: int
-    ours: Estimate
-    reference: Estimate
+    advantage: Estimate | None
+    advantage_p: float
+    adjusted_p: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Assessment:
-    """All rows, baselines first and ours last, and the permutation null of ours."""
+    """All rows in the order of the models, and the permutation null of ours.
 
+    Attributes
+    ----------
+    metric : Metric
+        The headline metric.
+    rows : tuple of Row
+        Baselines, controls and ours.
+    draws : Draws
+        The resamples that all rows share.
+    null : numpy.ndarray, shape (number of permutations,)
+        The headline metric of ours against shuffled labels.
+    num_families : int or None
+        Known families; None without a column of them.
+    num_resamples : int
+        Behind each interval.
+    """
+
+    metric: Metric
     rows: tuple[Row, ...]
+    draws: Draws
     null: Floats
-    groups: tuple[GroupScore, ...]
     num_families: int | None
     num_resamples: int
 
@@ -63,13 +93,58 @@ class Assessment:
         """The row of the trained model."""
         return self.row(OURS)
 
+    @property
+    def baselines(self) -> tuple[Row, ...]:
+        """The simpler rivals."""
+        return tuple(row for row in self.rows if row.model.role == "baseline")
+
+    @property
+    def controls(self) -> tuple[Row, ...]:
+        """Our model with something taken away."""
+        return tuple(row for row in self.rows if row.model.role == "control")
+
+    def best_baseline(self) -> Row:
+        """The baseline with the best point estimate of the headline metric, the first of equals.
+
+        Raises
+        ------
+        ValueError
+            There are no baselines (see `baselines`).
+        """
+        return _best(self.baselines, self.metric)
+
+
+def _best(rows: Sequence[Row], metric: Metric) -> Row:
+    def worth(row: Row) -> float:
+        value = row.scores[metric.key].value
+        return -np.inf if not np.isfinite(value) else value if metric.higher_is_better else -value
+
+    return max(rows, key=worth)
+
+
+def paired(assessment: Assessment, a: str, b: str) -> Estimate:
+    """How much better a row is than another in the headline metric, on the same resamples.
+
+    Parameters
+    ----------
+    assessment : Assessment
+        With both rows.
+    a, b : str
+        Keys; positive when `a` is better, whatever the metric's direction.
+    """
+    return _ahead(assessment.row(a).resampled, assessment.row(b).resampled, assessment.metric, assessment.draws)[0]
+
+
+def _ahead(a: Resampled, b: Resampled, metric: Metric, draws: Draws) -> tuple[Estimate, float]:
+    better, worse = (a, b) if metric.higher_is_better else (b, a)
+    return difference(better, worse, metric.key, draws)
+
 
 def assess(
-    models: Sequence[tuple[Model, Predictions]],
+    models: Sequence[Scored],
     target: Target,
     *,
     families: Sequence[str] | None,
-    memberships: Mapping[str, Mapping[str, Sequence[int]]],
     num_resamples: int,
     num_permutations: int,
     seed: int,
@@ -78,14 +153,12 @@ def assess(
 
     Parameters
     ----------
-    models : sequence of (Model, Predictions)
-        Baselines first, ours (key 'ours') last; all on the same subjects.
+    models : sequence of Scored
+        All on the same subjects; ours has the key 'ours'.
     target : Target
         Kind, and the training mean that R2 refers to.
     families : sequence of str or None
         Family of each subject, '' where unknown.
-    memberships : mapping of str to mapping
-        Role ('site', ...) to group name to the rows that belong to it.
     num_resamples, num_permutations, seed : int
         See `eval.config.ReportConfig`.
 
@@ -94,124 +167,51 @@ def assess(
     ValueError
         The models were not asked about the same subjects.
     """
-    first = models[0][1]
-    for model, rows in models:
-        if rows.subjects != first.subjects or not np.array_equal(rows.y_true, first.y_true):
-            raise ValueError(f"{model.key} was scored on other subjects than {models[0][0].key}")
-    counts = _resamples(first, target, families, num_resamples, seed)
-    resampled = {model.key: _resampled(rows, target, counts) for model, rows in models}
-    points = {model.key: _point(rows, target) for model, rows in models}
-    nulls = {
-        model.key: permutation_null(
-            rows.y_true,
-            headline_of_labels(rows.output, target.kind),
-            num_permutations=num_permutations,
-            seed=seed,
-            families=families,
+    _check_same_subjects(models)
+    truth, metric = models[0].predictions.y_true, headline(target.kind)
+    draws = draw(truth, target, families=families, num_resamples=num_resamples, seed=seed)
+    cuts = {entry.model.key: threshold_of(entry.held_out, target.kind) for entry in models}
+    found = {entry.model.key: resample(entry.predictions, target, cuts[entry.model.key], draws) for entry in models}
+    ahead = {key: _ahead(found[OURS], rows, metric, draws) for key, rows in found.items() if key != OURS}
+    rivals = [entry.model.key for entry in models if entry.model.role == "baseline"]
+    adjusted = dict(zip(rivals, holm([ahead[key][1] for key in rivals]), strict=True))
+
+    def null_of(entry: Scored) -> Floats:
+        statistic = headline_of_labels(entry.predictions.output, target.kind)
+        return permutation_null(truth, statistic, num_permutations=num_permutations, seed=seed, families=families)
+
+    def row(entry: Scored, null: Floats) -> Row:
+        key = entry.model.key
+        advantage, advantage_p = ahead.get(key, (None, float("nan")))
+        return Row(
+            model=entry.model,
+            predictions=entry.predictions,
+            threshold=cuts[key],
+            num_held_out=0 if entry.held_out is None else len(entry.held_out.subjects),
+            scores=intervals(found[key], draws),
+            resampled=found[key],
+            p_value=p_value(found[key].point[metric.key], null, higher_is_better=bool(metric.higher_is_better)),
+            advantage=advantage,
+            advantage_p=advantage_p,
+            adjusted_p=adjusted.get(key, float("nan")),
         )
-        for model, rows in models
-    }
-    metric = headline(target.kind)
-    sign = 1.0 if metric.higher_is_better else -1.0
-    lines = []
-    for model, predicted in models:
-        scores = {key: estimate(value, resampled[model.key][key]) for key, value in points[model.key].items()}
-        advantage = estimate(
-            sign * (points[OURS][metric.key] - points[model.key][metric.key]),
-            sign * (resampled[OURS][metric.key] - resampled[model.key][metric.key]),
-        )
-        p = p_value(points[model.key][metric.key], nulls[model.key], higher_is_better=metric.higher_is_better)
-        lines.append(
-            Row(
-                model=model,
-                predictions=predicted,
-                scores=scores,
-                advantage=None if model.key == OURS else advantage,
-                p_value=p,
-            )
-        )
+
+    nulls = {entry.model.key: null_of(entry) for entry in models}
     return Assessment(
-        rows=tuple(lines),
+        metric=metric,
+        rows=tuple(row(entry, nulls[entry.model.key]) for entry in models),
+        draws=draws,
         null=nulls[OURS],
-        groups=_group_scores(
-            {model.key: rows for model, rows in models}, target, families, memberships, num_resamples, seed
-        ),
         num_families=None if families is None else len({name for name in families if name}),
         num_resamples=num_resamples,
     )
 
 
-def metric_order(target: Target) -> tuple[str, ...]:
-    """Keys of the target's metrics, headline first."""
-    return tuple(metric.key for metric in METRICS[target.kind])
-
-
-def _point(predicted: Predictions, target: Target) -> dict[str, float]:
-    return score(predicted.y_true, predicted.output, target.kind, train_mean=_train_mean(target))
-
-
-def _train_mean(target: Target) -> float | None:
-    return target.mean if np.isfinite(target.mean) else None
-
-
-def _resamples(
-    predicted: Predictions, target: Target, families: Sequence[str] | None, num_resamples: int, seed: int
-) -> Ints:
-    strata = None if target.kind == "regression" else predicted.y_true.astype(np.int64)
-    return resample_counts(num_resamples, len(predicted.subjects), seed=seed, strata=strata, families=families)
-
-
-def _resampled(predicted: Predictions, target: Target, counts: Ints) -> dict[str, Floats]:
-    at_once = max(1, _CELLS_AT_ONCE // max(1, counts.shape[1]))
-    parts = [
-        weighted_scores(
-            predicted.y_true,
-            predicted.output,
-            target.kind,
-            counts[start : start + at_once],
-            train_mean=_train_mean(target),
-        )
-        for start in range(0, len(counts), at_once)
-    ]
-    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-
-
-def _group_scores(
-    predicted: Mapping[str, Predictions],
-    target: Target,
-    families: Sequence[str] | None,
-    memberships: Mapping[str, Mapping[str, Sequence[int]]],
-    num_resamples: int,
-    seed: int,
-) -> tuple[GroupScore, ...]:
-    key = headline(target.kind).key
-    scores = []
-    for role, groups in memberships.items():
-        for name, rows in groups.items():
-            values: dict[str, Estimate] = {}
-            for model in (OURS, REFERENCE):
-                part = _take(predicted[model], rows)
-                names = None if families is None else [families[row] for row in rows]
-                counts = _resamples(part, target, names, num_resamples, seed)
-                values[model] = estimate(_point(part, target)[key], _resampled(part, target, counts)[key])
-            scores.append(
-                GroupScore(
-                    role=role,
-                    name=name,
-                    num_subjects=len(rows),
-                    ours=values[OURS],
-                    reference=values[REFERENCE],
-                )
-            )
-    return tuple(scores)
-
-
-def _take(predicted: Predictions, rows: Sequence[int]) -> Predictions:
-    wanted = np.asarray(rows, dtype=np.int64)
-    return Predictions(
-        model=predicted.model,
-        subset=predicted.subset,
-        subjects=tuple(predicted.subjects[row] for row in wanted),
-        y_true=predicted.y_true[wanted],
-        output=predicted.output[wanted],
-    )
+def _check_same_subjects(models: Sequence[Scored]) -> None:
+    first = models[0].predictions
+    for entry in models:
+        rows = entry.predictions
+        if rows.subjects != first.subjects or not np.array_equal(rows.y_true, first.y_true):
+            raise ValueError(f"{entry.model.key} was scored on other subjects than {models[0].model.key}")
+        if entry.held_out is not None and not set(entry.held_out.subjects).isdisjoint(first.subjects):
+            raise ValueError(f"{entry.model.key}: subjects that are scored would choose its threshold")

@@ -12,7 +12,9 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from eval.scoring.metrics import METRICS, Floats, Kind, as_logits, decide, probabilities
+from eval.scoring.calibration import calibration_errors
+from eval.scoring.metrics import METRICS, Floats, Kind, as_logits, confidence, decide, probabilities
+from eval.scoring.ties import auroc, midranks
 
 
 def weighted_scores(
@@ -21,7 +23,9 @@ def weighted_scores(
     kind: Kind,
     counts: npt.ArrayLike,
     *,
+    threshold: float = 0.0,
     train_mean: float | None = None,
+    train_std: float | None = None,
 ) -> dict[str, Floats]:
     """Each metric of each resample.
 
@@ -35,7 +39,7 @@ def weighted_scores(
         Kind of target.
     counts : array_like, shape (B, N)
         How often subject n is in resample b.
-    train_mean : float, optional
+    threshold, train_mean, train_std : float, optional
         As in `eval.scoring.metrics.score`.
 
     Returns
@@ -47,30 +51,37 @@ def weighted_scores(
     weights = np.asarray(counts, dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         if kind == "regression":
-            values = _regression(truth, as_logits(output, kind)[:, 0], weights, train_mean)
+            values = _regression(truth, as_logits(output, kind)[:, 0], weights, train_mean, train_std)
         else:
-            values = _classes(truth, decide(output, kind), weights)
-        if kind == "binary":
-            logit = as_logits(output, kind)[:, 0]
-            error = (probabilities(logit, kind)[:, 1] - truth) ** 2
-            values["auroc"] = _auroc(logit, weights * truth, weights * (1.0 - truth))
-            values["brier"] = weights @ error / weights.sum(axis=1)
+            values = _classes(truth, decide(output, kind, threshold), weights)
+            values |= _probabilities(truth, output, kind, weights)
     return {metric.key: values[metric.key] for metric in METRICS[kind]}
 
 
-def _auroc(score: Floats, positives: Floats, negatives: Floats) -> Floats:
-    """Mann-Whitney U over tied groups of the score; (B, N) counts of positives and negatives."""
-    positives, negatives = _by_value(score, positives), _by_value(score, negatives)
-    below = np.cumsum(negatives, axis=1) - negatives
-    wins = (positives * (below + 0.5 * negatives)).sum(axis=1)
-    return np.asarray(wins / (positives.sum(axis=1) * negatives.sum(axis=1)), dtype=np.float64)
+def _probabilities(truth: Floats, output: npt.ArrayLike, kind: Kind, weights: Floats) -> dict[str, Floats]:
+    shares = probabilities(output, kind)
+    is_level = truth[:, None] == np.arange(shares.shape[1])
+    error = np.sum((shares - is_level) ** 2, axis=1) / (2.0 if kind == "binary" else 1.0)
+    if kind == "binary":
+        curve = auroc(as_logits(output, kind)[:, 0], weights * truth, weights * (1.0 - truth))
+    else:
+        curve = _one_against_rest(shares, is_level.astype(np.float64), weights)
+    sure, came_true = confidence(truth, output, kind)
+    return {
+        "auroc": curve,
+        "brier": weights @ error / weights.sum(axis=1),
+        "ece": calibration_errors(sure, came_true, weights),
+    }
 
 
-def _by_value(score: Floats, weights: Floats) -> Floats:
-    """Sum the columns of (B, N) weights over equal scores, ascending: (B, distinct values)."""
-    order = np.argsort(score, kind="stable")
-    starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf) != 0)
-    return np.asarray(np.add.reduceat(weights[:, order], starts, axis=1), dtype=np.float64)
+def _one_against_rest(shares: Floats, is_level: Floats, weights: Floats) -> Floats:
+    """Mean AUROC of the levels that are in a resample; `nan` where there is one only."""
+    curves = [
+        auroc(shares[:, k], weights * is_level[:, k], weights * (1 - is_level[:, k])) for k in range(len(shares.T))
+    ]
+    found = np.stack(curves)
+    defined = np.isfinite(found)
+    return np.asarray(np.where(defined, found, 0.0).sum(axis=0) / defined.sum(axis=0), dtype=np.float64)
 
 
 def _classes(truth: Floats, decided: npt.NDArray[np.int64], weights: Floats) -> dict[str, Floats]:
@@ -91,31 +102,34 @@ def _classes(truth: Floats, decided: npt.NDArray[np.int64], weights: Floats) -> 
     }
 
 
-def _regression(truth: Floats, predicted: Floats, weights: Floats, train_mean: float | None) -> dict[str, Floats]:
+def _regression(
+    truth: Floats, predicted: Floats, weights: Floats, train_mean: float | None, train_std: float | None
+) -> dict[str, Floats]:
     total = weights.sum(axis=1)
     error = truth - predicted
     squared = weights @ error**2
-    if train_mean is None:
-        spread = weights @ truth**2 - (weights @ truth) ** 2 / total
-    else:
-        spread = weights @ (truth - train_mean) ** 2
+    variance = (weights @ (truth - truth.mean()) ** 2 - (weights @ (truth - truth.mean())) ** 2 / total) / total
+    spread = variance * total if train_mean is None else weights @ (truth - train_mean) ** 2
+    unit = np.maximum(variance, 0.0) if train_std is None else np.full(total.shape, train_std**2)
+    wide = (np.broadcast_to(truth, weights.shape), np.broadcast_to(predicted, weights.shape))
     return {
         "mae": weights @ np.abs(error) / total,
         "rmse": np.sqrt(squared / total),
         "r2": np.where(spread > 0, 1.0 - squared / spread, np.nan),
-        "pearson": _correlation(
-            np.broadcast_to(truth, weights.shape), np.broadcast_to(predicted, weights.shape), weights
-        ),
-        "spearman": _correlation(_midranks(truth, weights), _midranks(predicted, weights), weights),
+        "pearson": _correlation(*wide, weights),
+        "spearman": _correlation(midranks(truth, weights), midranks(predicted, weights), weights),
+        "mse_z": np.where(unit > 0, squared / total / unit, np.nan),
+        "slope": _slope(truth, predicted, weights),
     }
 
 
-def _midranks(values: Floats, weights: Floats) -> Floats:
-    """Rank of each subject's value within each resample, ties at their middle: (B, N)."""
-    grouped = _by_value(values, weights)
-    middle = np.cumsum(grouped, axis=1) - 0.5 * grouped + 0.5
-    _, place = np.unique(values, return_inverse=True)
-    return np.asarray(middle[:, place], dtype=np.float64)
+def _slope(truth: Floats, predicted: Floats, weights: Floats) -> Floats:
+    """Least-squares slope of truth on prediction."""
+    total = weights.sum(axis=1)
+    x, y = predicted - predicted.mean(), truth - truth.mean()
+    spread = weights @ x**2 - (weights @ x) ** 2 / total
+    shared = weights @ (x * y) - (weights @ x) * (weights @ y) / total
+    return np.asarray(np.where(spread > 1e-12 * total, shared / spread, np.nan), dtype=np.float64)
 
 
 def _correlation(x: Floats, y: Floats, weights: Floats) -> Floats:
@@ -142,13 +156,13 @@ def headline_of_labels(output: npt.ArrayLike, kind: Kind) -> Callable[[Floats], 
         return lambda labels: _mean_recall(labels, decided)
     ranks = rankdata(values[:, 0])
 
-    def auroc(labels: Floats) -> float:
+    def of_labels(labels: Floats) -> float:
         num_positive = labels.sum()
         pairs = num_positive * (labels.size - num_positive)
         wins = labels @ ranks - num_positive * (num_positive + 1) / 2
         return float(wins / pairs) if pairs else float("nan")
 
-    return auroc
+    return of_labels
 
 
 def _mean_recall(labels: Floats, decided: npt.NDArray[np.int64]) -> float:

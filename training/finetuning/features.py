@@ -5,7 +5,7 @@ Shapes: N window of a chunk, L frame, D latent, W width, F feature, K output.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,11 +16,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from shards.loader import WindowLoader
 from shards.reader import ShardSet
-from training.engine.collective import gather, sum_over_ranks
+from training.engine.collective import sum_over_ranks
 from training.engine.environment import Place
 from training.networks.model import BoldModel, inputs_of
+from training.networks.pooling import Pool
 
 Floats = NDArray[np.float64]
+SubjectSums = tuple[dict[str, Floats], dict[str, int]]
 
 CHUNK = 64
 """Windows whose features are computed at a time."""
@@ -49,29 +51,38 @@ def collect(model: BoldModel, loader: WindowLoader, place: Place) -> Windows:
     return windows
 
 
-def mean_and_covariance(windows: Windows, latent: int, place: Place) -> tuple[Tensor, Tensor]:
-    """Of all frames' contextual latents, all ranks together: `(D,)` and `(D, D)`."""
+def frame_sums(windows: Windows, latent: int) -> Floats:
+    """Number of frames, sum and sum of outer products of their contextual latents, `(1 + D + D * D,)`."""
     sums = np.zeros(1 + latent + latent**2)
     for context in windows.context:
         x = context.double().cpu().numpy()
         sums += np.concatenate([[len(x)], x.sum(0), (x.T @ x).ravel()])
-    total = sum_over_ranks(sums, place)
-    mean = total[1 : 1 + latent] / total[0]
-    covariance = total[1 + latent :].reshape(latent, latent) / total[0] - np.outer(mean, mean)
+    return sums
+
+
+def mean_and_covariance(sums: Floats, latent: int) -> tuple[Tensor, Tensor]:
+    """Of all frames' contextual latents, from the total of their `frame_sums`: `(D,)` and `(D, D)`."""
+    mean = sums[1 : 1 + latent] / sums[0]
+    covariance = sums[1 + latent :].reshape(latent, latent) / sums[0] - np.outer(mean, mean)
     return torch.from_numpy(mean).float(), torch.from_numpy(covariance)
 
 
-def subject_features(model: BoldModel, windows: Windows, shard_set: ShardSet, place: Place) -> dict[str, Floats]:
-    """Frame-weighted mean of the raw window features of each subject, `(F,)`, on every rank."""
+def feature_sums(pool: Pool, windows: Windows, shard_set: ShardSet) -> SubjectSums:
+    """Sum over frames of the raw window features of each subject, `(F,)`, and its number of frames."""
     sums: dict[str, Floats] = {}
     frames: dict[str, int] = {}
-    for subjects, valid_N, raw_NF in _raw_features(model, windows, shard_set):
+    for subjects, valid_N, raw_NF in _raw_features(pool, windows, shard_set):
         for who, valid, feature_F in zip(subjects, valid_N.tolist(), raw_NF.double().cpu().numpy(), strict=True):
             sums[who] = sums.get(who, 0.0) + valid * feature_F
             frames[who] = frames.get(who, 0) + valid
+    return sums, frames
+
+
+def subject_features(parts: Iterable[SubjectSums]) -> dict[str, Floats]:
+    """Frame-weighted mean of the raw window features of each subject, `(F,)`, from their sums."""
     total: dict[str, Floats] = {}
     count: dict[str, int] = {}
-    for part_sums, part_frames in gather((sums, frames), place):
+    for part_sums, part_frames in parts:
         for who, value in part_sums.items():
             total[who] = total.get(who, 0.0) + value
             count[who] = count.get(who, 0) + part_frames[who]
@@ -92,7 +103,7 @@ def window_noise(
     weight, scale, spread = (part.detach().double().cpu().numpy() for part in parts)
     weight_KF = weight * scale * spread[:, None]
     sums = np.zeros(2)
-    for subjects, valid_N, raw_NF in _raw_features(model, windows, shard_set):
+    for subjects, valid_N, raw_NF in _raw_features(model.pool, windows, shard_set):
         apart_NF = raw_NF.double().cpu().numpy() - np.stack([features[who] for who in subjects])
         valid = valid_N.double().cpu().numpy()
         sums += valid.sum(), valid @ np.square(apart_NF @ weight_KF.T).sum(1)
@@ -101,13 +112,11 @@ def window_noise(
 
 
 @torch.no_grad()
-def _raw_features(
-    model: BoldModel, windows: Windows, shard_set: ShardSet
-) -> Iterator[tuple[list[str], Tensor, Tensor]]:
+def _raw_features(pool: Pool, windows: Windows, shard_set: ShardSet) -> Iterator[tuple[list[str], Tensor, Tensor]]:
     """Chunks of windows: subjects, numbers of frames `[N]`, raw features `[N, F]`."""
     for first in range(0, len(windows.run), CHUNK):
         context = windows.context[first : first + CHUNK]
         valid_N = torch.tensor([len(frames) for frames in context], device=context[0].device)
         cls_NW = torch.stack(windows.cls[first : first + CHUNK])
-        raw_NF = model.pool.raw(pad_sequence(context, batch_first=True), cls_NW, valid_N)
+        raw_NF = pool.raw(pad_sequence(context, batch_first=True), cls_NW, valid_N)
         yield [shard_set.runs[run].subject for run in windows.run[first : first + CHUNK]], valid_N, raw_NF

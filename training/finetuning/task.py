@@ -15,7 +15,7 @@ Shapes: B window, F feature, K output, S subject.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,12 +28,20 @@ from shards.errors import UsageError
 from shards.loader import Batch, WindowLoader
 from shards.reader import ShardSet
 from training.config import TrainConfig
-from training.engine.collective import first_rank_does, gather
+from training.engine.collective import first_rank_does, gather, sum_over_ranks
 from training.engine.environment import Place
-from training.finetuning.features import collect, mean_and_covariance, subject_features, window_noise
+from training.finetuning.features import (
+    collect,
+    feature_sums,
+    frame_sums,
+    mean_and_covariance,
+    subject_features,
+    window_noise,
+)
 from training.finetuning.probe import calibrate, fit_probe
 from training.finetuning.targets import Target, level_weights
 from training.networks.model import BoldModel, inputs_of
+from training.networks.pooling import FeatureGroup
 from training.predict import subject_means, window_outputs
 from training.pretraining.task import Forward, Losses
 
@@ -98,11 +106,12 @@ class Finetuning:
         """
         model.to(self.place.device).eval()
         windows = collect(model, loader, self.place)
-        model.pool.fit_whitening(*mean_and_covariance(windows, model.size.latent, self.place))
-        features = subject_features(model, windows, self.shard_set, self.place)
+        sums = sum_over_ranks(frame_sums(windows, model.size.latent), self.place)
+        model.pool.fit_whitening(*mean_and_covariance(sums, model.size.latent))
+        features = subject_features(gather(feature_sums(model.pool, windows, self.shard_set), self.place))
 
         def fit() -> dict[str, Any]:
-            return self._fit_probe(model, features)
+            return fit_head(features, self.train, self.target, model.pool.groups, self.level_weight, self.score)
 
         found = first_rank_does(fit, self.place)
         state, gap, spread = (found.pop(name) for name in ("state", "gap", "spread"))
@@ -117,41 +126,6 @@ class Finetuning:
             found["loo_score"],
         )
         return found
-
-    def _fit_probe(self, model: BoldModel, features: Mapping[str, Floats]) -> dict[str, Any]:
-        subjects = sorted(features)
-        x_SF = np.stack([features[subject] for subject in subjects])
-        number_S = np.array([self.train[subject] for subject in subjects])
-        target = self.target
-        probe = fit_probe(x_SF, _regressand(target, number_S), model.pool.groups)
-        shift_K, spread_K = np.zeros(target.num_outputs), np.ones(target.num_outputs)
-        slope_K, offset_K = spread_K, shift_K
-        if target.kind == "regression":
-            shift_K, spread_K = np.array([target.mean]), np.array([target.std])
-        else:
-            sample_weight = None if self.level_weight is None else self.level_weight[number_S.astype(int)]
-            slope_K, offset_K = calibrate(probe.loo_score, _regressand(target, number_S), sample_weight)
-        weight_KF, bias_K = probe.weight * slope_K[:, None], probe.bias * slope_K + offset_K
-        mean_F, scale_F = _feature_scale(x_SF, model)
-        state = {
-            "pool.feature_mean": mean_F,
-            "pool.feature_scale": scale_F,
-            "head.weight": weight_KF / scale_F,
-            "head.bias": bias_K + weight_KF @ mean_F,
-            "output_scale": spread_K,
-            "output_shift": shift_K,
-        }
-        loo_output = (probe.loo_score * slope_K + offset_K) * spread_K + shift_K
-        gap, spread = _gap_and_spread(loo_output, number_S, target)
-        return {
-            "gap": gap,
-            "spread": spread,
-            "state": {name: value.astype(np.float32) for name, value in state.items()},
-            "features": probe.shares,
-            "loo_error": probe.loo_error,
-            "loo_score": self.score(number_S, loo_output, target.kind),
-            "num_subjects": len(subjects),
-        }
 
     def turns(self, forward: Forward, batches: Iterator[Batch], step: int) -> Iterator[tuple[Batch, Losses]]:
         """Losses of each of an optimizer step's batches; one at a time, since the loader reuses its tensors."""
@@ -194,6 +168,69 @@ class Finetuning:
         output_SK = np.stack(list(means.values()))
         loss_S = self._loss(torch.from_numpy(output_SK), torch.from_numpy(truth_S))
         return {"score": self.score(truth_S, output_SK, self.target.kind), "loss": float(loss_S.mean())}
+
+
+def fit_head(
+    features: Mapping[str, Floats],
+    numbers: Mapping[str, float],
+    target: Target,
+    groups: Sequence[FeatureGroup],
+    level_weight: Floats | None,
+    score: Validate,
+) -> dict[str, Any]:
+    """Feature scales and head of a model from the probe of its subject features.
+
+    Parameters
+    ----------
+    features
+        Subject to mean of the raw window features, `(F,)`, of the training subjects.
+    numbers
+        Subject to number.
+    target, groups
+        What is predicted; what the features are.
+    level_weight
+        Weight of each level, or None for equal ones.
+    score
+        (truth `(S,)`, output `(S, K)`, kind) -> a score, higher is better.
+
+    Returns
+    -------
+    dict
+        `state`: float32 arrays by their name in the model's state; `gap` and `spread` of left-out outputs;
+        `features`, `loo_error`, `loo_score`, `num_subjects`: what the probe chose and how well it does.
+    """
+    subjects = sorted(features)
+    x_SF = np.stack([features[subject] for subject in subjects])
+    number_S = np.array([numbers[subject] for subject in subjects])
+    probe = fit_probe(x_SF, _regressand(target, number_S), groups)
+    shift_K, spread_K = np.zeros(target.num_outputs), np.ones(target.num_outputs)
+    slope_K, offset_K = spread_K, shift_K
+    if target.kind == "regression":
+        shift_K, spread_K = np.array([target.mean]), np.array([target.std])
+    else:
+        sample_weight = None if level_weight is None else level_weight[number_S.astype(int)]
+        slope_K, offset_K = calibrate(probe.loo_score, _regressand(target, number_S), sample_weight)
+    weight_KF, bias_K = probe.weight * slope_K[:, None], probe.bias * slope_K + offset_K
+    mean_F, scale_F = _feature_scale(x_SF, groups)
+    state = {
+        "pool.feature_mean": mean_F,
+        "pool.feature_scale": scale_F,
+        "head.weight": weight_KF / scale_F,
+        "head.bias": bias_K + weight_KF @ mean_F,
+        "output_scale": spread_K,
+        "output_shift": shift_K,
+    }
+    loo_output = (probe.loo_score * slope_K + offset_K) * spread_K + shift_K
+    gap, spread = _gap_and_spread(loo_output, number_S, target)
+    return {
+        "gap": gap,
+        "spread": spread,
+        "state": {name: value.astype(np.float32) for name, value in state.items()},
+        "features": probe.shares,
+        "loo_error": probe.loo_error,
+        "loo_score": score(number_S, loo_output, target.kind),
+        "num_subjects": len(subjects),
+    }
 
 
 def check_subjects(target: Target, train: Mapping[str, float], val: Mapping[str, float]) -> None:
@@ -240,10 +277,10 @@ def _gap_and_spread(output_SK: Floats, number_S: Floats, target: Target) -> tupl
     return float(gap), float(np.square(np.concatenate(inside)).sum(1).mean())
 
 
-def _feature_scale(x_SF: Floats, model: BoldModel) -> tuple[Floats, Floats]:
+def _feature_scale(x_SF: Floats, groups: Sequence[FeatureGroup]) -> tuple[Floats, Floats]:
     """Mean of each feature, and a factor for each group that brings its total variance over subjects to 1."""
     scale_F = np.ones(x_SF.shape[1])
-    for group in model.pool.groups:
+    for group in groups:
         total = float(x_SF[:, group.start : group.stop].var(axis=0).sum())
         scale_F[group.start : group.stop] = total**-0.5 if total > 1e-12 else 1.0
     return x_SF.mean(0), scale_F

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import sys
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from finished_run import write_run
 from numpy.typing import NDArray
 
 from shards.reader import ShardSet
@@ -91,28 +90,26 @@ def make_study(make_shard_set: Callable[..., Any], mask: NDArray[np.bool_], tmp_
 
 @pytest.fixture
 def make_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
-    """Return a function that writes a run folder whose 'model' says what `say(subject)` gives for each window."""
+    """Return a function that writes a run folder whose model says what `say(subject)` gives for each window.
+
+    The folder is a real one with random weights; only what is made of a window is replaced.
+    """
 
     def make(
         study: ToyStudy,
         say: Callable[[str], list[float]],
         *,
-        target: dict[str, Any] | None = None,
         split: Split | None = None,
-        **config: Any,
+        **options: Any,
     ) -> Path:
         folder = tmp_path / "run"
-        folder.mkdir(exist_ok=True)
-        record = {"phase": 3, "preset": "tiny", "window": "25", "set_hash": study.set_hash} | config
-        (folder / "config.json").write_text(json.dumps(record))
-        default = {"column": "group", "kind": "binary", "levels": ["control", "case"], "mean": None, "std": None}
-        loaded = SimpleNamespace(model=say, config=record, target=target or default, split=split or study.split)
-        export, predict = ModuleType("training.checkpoints.export"), ModuleType("training.predict")
-        export.load_model = lambda folder, device="cpu": loaded  # type: ignore[attr-defined]
-        predict.predict_windows = _predict_windows  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "training.checkpoints.export", export)
-        monkeypatch.setitem(sys.modules, "training.predict", predict)
-        return folder
+        shutil.rmtree(folder, ignore_errors=True)
+
+        def predict(model: Any, *arguments: Any) -> list[dict[str, Any]]:
+            return _predict_windows(say, *arguments)
+
+        monkeypatch.setattr("training.predict.predict_windows", predict)
+        return write_run(folder, study.folder, split or study.split, window="25", **options)
 
     return make
 

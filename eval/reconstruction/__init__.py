@@ -1,0 +1,1 @@
+"""How well frames come back from the model's latents, beside trivial predictors."""

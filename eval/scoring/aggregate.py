@@ -1,0 +1,103 @@
+"""`eval-fmri aggregate`: several reports of one task, put together."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from eval.config import AggregateConfig
+from eval.provenance import GENERATOR, software_versions
+from eval.scoring.metrics import headline
+from eval.scoring.repeats import ModelSummary, Repeat, check_same_task, read_repeat, summarise
+from shards.errors import OutputError
+from shards.writer import write_atomic
+
+RECORD, PAGE = "aggregate.json", "aggregate.html"
+VERSION = 1
+
+
+def aggregate(config: AggregateConfig) -> tuple[Path, Path]:
+    """Read the reports, compare models over them, and write a page and its numbers.
+
+    Parameters
+    ----------
+    config : AggregateConfig
+        Folders of reports, and where to write.
+
+    Returns
+    -------
+    page, record : Path
+        What was written.
+
+    Raises
+    ------
+    UsageError
+        A folder holds no report, one is given twice, or there is one only.
+    MismatchError
+        The reports are about different tasks.
+    OutputError
+        --out cannot be written, or holds files of others.
+    """
+    from eval.page.repeats import aggregate_html
+
+    repeats = [read_repeat(folder) for folder in config.reports]
+    check_same_task(repeats)
+    check_out(config.out)
+    models = summarise(repeats)
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"--out {config.out}: cannot be made ({error.strerror}); choose another folder") from error
+    write_atomic(config.out / RECORD, aggregate_json(repeats, models))
+    write_atomic(config.out / PAGE, aggregate_html(repeats, models))
+    return config.out / PAGE, config.out / RECORD
+
+
+def check_out(out: Path) -> None:
+    """Refuse a folder that cannot be written to.
+
+    Raises
+    ------
+    OutputError
+        `out` is a file, or holds a file of one of our names that this command did not write.
+    """
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"--out {out}: a file, a folder is needed; choose another name")
+    for path in (out / RECORD, out / PAGE):
+        if path.exists() and GENERATOR not in path.read_bytes()[:400].decode("utf-8", errors="replace"):
+            raise OutputError(f"{path} was not written by eval-fmri aggregate and is kept; choose another --out")
+
+
+def aggregate_json(repeats: Sequence[Repeat], models: Sequence[ModelSummary]) -> str:
+    """Every number for machines; `null` is undefined, or not in that report."""
+    record = {
+        "generator": GENERATOR,
+        "version": VERSION,
+        "task": dict(repeats[0].task),
+        "headline": headline(repeats[0].kind).key,
+        "reports": [
+            {
+                "folder": str(repeat.folder),
+                "metrics_xxh3": repeat.digest,
+                "split": repeat.split_hash,
+                "test_share": repeat.test_share,
+            }
+            for repeat in repeats
+        ],
+        "models": [asdict(model) for model in models],
+        "software": software_versions(),
+    }
+    return json.dumps(_finite(record), indent=1, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """The same value with `None` for numbers that JSON does not know."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
