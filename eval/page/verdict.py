@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 SIGNIFICANT = 0.05
 OTHER_RUN = "run_"
 """How the keys of other trained runs (`--compare`) begin."""
+REFERENCE = "reprobed"
+"""Key of the control that takes nothing away, but for gradient steps: others are to be held against it."""
 UNMATCHED_MEANS = {
     "shuffled": "the order of frames is not shown to matter",
     "shuffled_test": "it is not shown to use the order of frames",
@@ -166,7 +168,7 @@ def _chance(assessment: Assessment) -> str:
 
 def _controls(assessment: Assessment) -> str:
     """What the controls, and other runs, leave of the score."""
-    rows = assessment.controls
+    rows = [row for row in assessment.controls if row.model.key != REFERENCE]
     matched = [row for row in rows if standing(row) != "ahead"]
     controls = [row for row in matched if not row.model.key.startswith(OTHER_RUN)]
     said = []

@@ -36,6 +36,7 @@ EFFECTS = {
     "nothing": "--effect-fc 0",
 }
 NULL_SIZE = "--subjects 80 --frames 60 --voxel-mm 8 --parcels 40"
+NULL_FLAGS = "--permutations 100 --models majority confounds mean_image alff fc fc_krr fc_tangent mlp"
 NULL_STEPS = {1: "--steps 40", 2: "--steps 40", 3: "--steps 16"}
 
 
@@ -64,7 +65,7 @@ def main() -> None:
             print(truth_table(report["truth"]["rows"]))
         if options.only != "truth":
             flags = f"{NULL_SIZE} --effect-fc 0"
-            jobs = [(options.out / f"null-{seed}", f"{flags} --seed {seed}", NULL_STEPS, "--permutations 100")
+            jobs = [(options.out / f"null-{seed}", f"{flags} --seed {seed}", NULL_STEPS, NULL_FLAGS)
                     for seed in range(options.null_seeds)]  # fmt: skip
             found = list(pool.map(lambda job: cohort(*job), jobs))
             report["null"] = {"size": flags, "steps": NULL_STEPS} | false_alarms(found)
