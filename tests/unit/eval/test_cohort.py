@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from eval.cohort import Cohort, confound_features
-from eval.evaluation import subgroups, window_in_words
+from eval.controls.groups import subgroups
+from eval.prediction.predict import window_in_words
 
 
 def _cohort(motion: dict[str, list[tuple[float, int]]], **values: dict[str, str]) -> Cohort:

@@ -208,7 +208,8 @@ def test_a_baseline_left_open_below_a_beaten_strongest_one_is_named(tmp_path: Pa
     made = made_up(tmp_path, ours=2.0, baselines={"fc": 0.8, "lstm": 0.3})
     strong, weak, ours = made.assessment.rows
     wide = Estimate(value=0.2, low=-0.1, high=0.5, num_undefined=0)
-    rows = (strong, replace(weak, advantage=wide), ours)
+    clear = Estimate(value=0.2, low=0.1, high=0.3, num_undefined=0)
+    rows = (replace(strong, advantage=clear), replace(weak, advantage=wide), ours)
     said = verdict(replace(made, assessment=replace(made.assessment, rows=rows)))
     assert said.title == "Our model beats Fc, the strongest baseline, but is not shown to beat Lstm"
     assert said.tone == "open"
@@ -443,7 +444,7 @@ def test_stages_and_their_options_are_listed(tmp_path: Path) -> None:
     rows = _Page(report_html(made, "")).rows
     found = {row[0]: row[1:] for row in rows if row and row[0] in ("baselines", "explain", "notes")}
     assert set(found) == {"baselines", "explain"}
-    assert found["baselines"] == ["these weights, this set and split", "steps 16", "a.npz", "numpy 0.0.1"]
+    assert found["baselines"] == ["these weights, this set and split", "steps 16", "a.npz", "numpy 0.0.1", "unknown"]
     assert found["explain"][0] == "other weights (bb22): not used here"
 
 
