@@ -335,13 +335,12 @@ def groups_of(rows: Sequence[Row]) -> list[list[Row]]:
 
 def summary(rows: Sequence[Row], name: str) -> dict[str, Any]:
     """One row as JSON, or the mean of several (folds: of their values, not of pooled scores)."""
-    from eval.scoring.bootstrap import estimate
-
     found: dict[str, Any] = {"run": name, "model": rows[0].model, "sees": rows[0].sees}
     for key in ("auroc", "accuracy"):
         value = float(np.mean([getattr(row, key) for row in rows]))
         resampled = np.mean([getattr(row, f"resampled_{key}") for row in rows], axis=0)
-        found[key] = asdict(estimate(value, resampled))
+        low, high = np.nanpercentile(resampled, [2.5, 97.5]).tolist()
+        found[key] = {"value": value, "low": low, "high": high}
     if len(rows) == 1:
         details = {k: v for k, v in vars(rows[0]).items() if not k.startswith("resampled_")}
         found = details | found

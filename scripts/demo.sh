@@ -43,7 +43,8 @@ step torchrun --standalone --nproc_per_node 2 "$root/train.py" --phase 2 --prese
 step python "$root/train.py" --phase 3 --preset tiny --shards shards --out runs/p3 --init runs/p2 --target group
 
 echo; echo "=== 4. the untouched test subjects"
-step eval-fmri report --checkpoint runs/p3 --shards shards --out report --atlas cohort/atlas-boldstream_dseg.nii.gz
+step eval-fmri report --checkpoint runs/p3 --shards shards --out report --atlas cohort/atlas-boldstream_dseg.nii.gz \
+  --explain-subjects 8 --explain-windows 2
 
 cat <<END
 
