@@ -13,10 +13,13 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted([*ROOT.glob("scripts/slurm/*"), *ROOT.glob("scripts/pbs/*")])
 FAKE = """#!/bin/bash
 printf '%s\\n' "$(basename "$0") $*" >> "$CALLS"
-case $(basename "$0") in sbatch | qsub) echo "$RANDOM" ;; esac
+case $(basename "$0") in
+  sbatch | qsub) echo "$RANDOM" ;;
+  squeue) echo "${STATE:-RUNNING}" && exit ;;
+esac
 exit "${CODE:-0}"
 """
-COMMANDS = ("srun", "sbatch", "scontrol", "qsub", "mpiexec", "ingest-fmri", "eval-fmri")
+COMMANDS = ("srun", "sbatch", "scontrol", "squeue", "qsub", "mpiexec", "ingest-fmri", "eval-fmri")
 
 
 @pytest.fixture
@@ -69,17 +72,22 @@ def test_flags_of_each_phase_are_those_that_train_reads(calls, script):
         assert config.target == ("sex" if phase == "3" else None)
         assert Path(config.deepspeed_config).is_file()
     launcher = words[: words.index("train.py")]
-    assert "--kill-on-bad-exit=1" in launcher if script.startswith("slurm") else launcher[1:3] == ["-n", "8"]
+    if script.startswith("slurm"):  # since 22.05 srun does not take the cores of a task from the job
+        assert {"--wait=30", "--cpus-per-task=8"} < {*launcher}
+    else:
+        assert launcher[1:3] == ["-n", "8"]
 
 
 @pytest.mark.parametrize("script", ["slurm/eval.sbatch", "pbs/eval.pbs"])
-def test_flags_of_the_report_are_those_that_eval_reads(calls, script):
+def test_flags_of_the_report_are_those_that_eval_reads(calls, script, tmp_path):
     from eval.cli import _parse
 
-    assert run(script, ATLAS="atlas.nii.gz", FLAGS="--bootstrap 500") == 0
+    atlas = tmp_path / "atlas.nii.gz"
+    atlas.touch()
+    assert run(script, ATLAS=str(atlas), FLAGS="--bootstrap 500") == 0
     words = calls.read_text().split()
     config = _parse(words[words.index("eval-fmri") + 1 :])
-    assert (str(config.checkpoint), str(config.atlas), config.bootstrap) == ("runs/p3", "atlas.nii.gz", 500)
+    assert (str(config.checkpoint), config.atlas, config.bootstrap) == ("runs/p3", atlas, 500)
 
 
 @pytest.mark.parametrize("system", ["slurm", "pbs"])
@@ -102,10 +110,13 @@ def test_flags_of_ingest_are_those_that_ingest_reads(calls, system):
 
 
 def test_an_interrupted_training_is_queued_again_and_a_failed_one_is_not(calls):
-    for code, requeued in ((85, 1), (8, 0), (0, 0)):
+    for code, requeued in ((85, 1), (138, 1), (143, 0), (137, 0), (8, 0), (0, 0)):
         calls.write_text("")
-        assert run("slurm/train.sbatch", CODE=str(code)) == (code if code != 85 else 85)
+        assert run("slurm/train.sbatch", CODE=str(code)) == code
         assert calls.read_text().count("scontrol requeue 5") == requeued
+    calls.write_text("")
+    assert run("slurm/train.sbatch", CODE="85", STATE="COMPLETING") == 85  # its owner cancels it
+    assert "requeue" not in calls.read_text()
 
 
 def test_an_interrupted_training_submits_itself_again_under_pbs(calls):
