@@ -116,7 +116,8 @@ def run_cohort(folder: Path, label: str, seed: int, preset: str) -> list[dict[st
         call(f"{train} --phase 3 --target group --init {runs[arm.init]} --out {run} {arm.flags}")
         if not (report / "metrics.json").exists():
             atlas = cohort / "atlas-boldstream_dseg.nii.gz"
-            call(f"eval-fmri report --checkpoint {run} --shards {shards} --out {report} --atlas {atlas}")
+            rivals = f"--models {' '.join(BASELINES)} --skip controls embed explain"
+            call(f"eval-fmri report --checkpoint {run} --shards {shards} --out {report} --atlas {atlas} {rivals}")
         rows += scores(report / "metrics.json", label, seed, arm.name, with_baselines=number == 0)
     return rows
 

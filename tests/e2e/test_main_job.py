@@ -29,6 +29,11 @@ def run(folder: Path, *command: str, expect: int = 0) -> subprocess.CompletedPro
     return done
 
 
+SHORT_REPORT = ["--bootstrap", "500", "--models", "majority", "confounds", "mean_image", "fc"]
+SHORT_REPORT += ["--explain-subjects", "2", "--explain-windows", "1"]
+"""All stages, but the quick baselines and few maps."""
+
+
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the whole job has run once, each phase under another launcher."""
@@ -62,8 +67,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "shards",
         "--out",
         "report",
-        "--bootstrap",
-        "500",
+        *SHORT_REPORT,
     )
     return folder
 
