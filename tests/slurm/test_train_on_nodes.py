@@ -35,7 +35,9 @@ def train(out: str, *flags: str, nodes: int = 2, more: str = "") -> str:
     """Submit the script for a run whose steps hold four windows, one task a node; returns the number of the job."""
     flags = (f"--nodes={nodes}", "--ntasks-per-node=1", *flags)
     words = f"{FLAGS} --batch_size {4 // nodes} {more}"
-    return submit("train.sbatch", *flags, OUT=out, DEEPSPEED_CONFIG="", FLAGS=words)
+    # a shell that is itself a rank, such as one inside another job, must not make every task rank 0 of 1
+    inherited = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    return submit("train.sbatch", *flags, OUT=out, DEEPSPEED_CONFIG="", FLAGS=words, **inherited)
 
 
 def test_two_nodes_train_as_one_process(study: Path, undisturbed: Losses) -> None:

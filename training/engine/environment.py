@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 
 from shards.errors import BoldstreamError, UsageError
 
+Environment = MutableMapping[str, str]
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 MPI_RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")
 MPI_LOCAL_RANK = ("OMPI_COMM_WORLD_LOCAL_RANK", "PMI_LOCAL_RANK", "PALS_LOCAL_RANKID", "MPI_LOCALRANKID")
@@ -49,7 +51,7 @@ class Place:
 
 def rank_of_launcher() -> int:
     """This process's rank as the launcher tells it, before anything is initialised."""
-    return int(_first_set("RANK", *MPI_RANK, "SLURM_PROCID") or 0)
+    return int(_first_set(os.environ, "RANK", *MPI_RANK, "SLURM_PROCID") or 0)
 
 
 def world_size_of_launcher() -> int:
@@ -60,8 +62,9 @@ def world_size_of_launcher() -> int:
     UsageError
         It set some, but not all, of the variables that ranks find each other by.
     """
-    _launcher_variables()
-    return int(os.environ["WORLD_SIZE"])
+    asked = dict(os.environ)  # a copy: who only asks must not make the processes it starts later believe they are ranks
+    _launcher_variables(asked)
+    return int(asked["WORLD_SIZE"])
 
 
 class PeerLostError(BoldstreamError):
@@ -101,7 +104,7 @@ def enter(timeout_s: float = 1800.0) -> Place:
     UsageError
         A launcher set some, but not all, of the variables that ranks find each other by.
     """
-    _launcher_variables()
+    _launcher_variables(os.environ)
     _threads()
     import torch
 
@@ -140,10 +143,9 @@ def _leave() -> None:
         distributed.destroy_process_group()
 
 
-def _launcher_variables() -> None:
+def _launcher_variables(env: Environment) -> None:
     """Set the variables of `LAUNCHER_VARIABLES` from those of srun or mpiexec, or for a single process."""
-    env = os.environ
-    if "RANK" not in env and not (_from_open_mpi() or _from_srun() or _from_pmi()):
+    if "RANK" not in env and not (_from_open_mpi(env) or _from_srun(env) or _from_pmi(env)):
         env.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
         env.setdefault("MASTER_ADDR", "127.0.0.1")
         env.setdefault("MASTER_PORT", str(_free_port()))
@@ -154,49 +156,46 @@ def _launcher_variables() -> None:
         )
 
 
-def _from_open_mpi() -> bool:
+def _from_open_mpi(env: Environment) -> bool:
     """Before srun's: mpirun starts its own daemons by srun, and their variables are inherited."""
-    if "OMPI_COMM_WORLD_RANK" not in os.environ:
+    if "OMPI_COMM_WORLD_RANK" not in env:
         return False
-    _set_from_mpi("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")
+    _set_from_mpi(env, "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")
     return True
 
 
-def _from_srun() -> bool:
-    env = os.environ
+def _from_srun(env: Environment) -> bool:
     if "SLURM_PROCID" not in env or "SLURM_STEP_NUM_TASKS" not in env:
         return False
     if env.get("PMI_SIZE", env["SLURM_STEP_NUM_TASKS"]) != env["SLURM_STEP_NUM_TASKS"]:
         return False  # mpiexec inside a job: srun started its daemons, not these ranks
     env.update(RANK=env["SLURM_PROCID"], WORLD_SIZE=env["SLURM_STEP_NUM_TASKS"], LOCAL_RANK=env["SLURM_LOCALID"])
-    _meeting_point()
+    _meeting_point(env)
     return True
 
 
-def _from_pmi() -> bool:
+def _from_pmi(env: Environment) -> bool:
     """MPICH, Intel MPI, and HPE's PALS on PBS machines such as Polaris."""
-    if "PMI_RANK" not in os.environ or "PMI_SIZE" not in os.environ:
+    if "PMI_RANK" not in env or "PMI_SIZE" not in env:
         return False
-    _set_from_mpi("PMI_RANK", "PMI_SIZE")
+    _set_from_mpi(env, "PMI_RANK", "PMI_SIZE")
     return True
 
 
-def _set_from_mpi(rank: str, size: str) -> None:
-    env = os.environ
-    local = _first_set(*MPI_LOCAL_RANK) or ("0" if env[size] == "1" else None)
+def _set_from_mpi(env: Environment, rank: str, size: str) -> None:
+    local = _first_set(env, *MPI_LOCAL_RANK) or ("0" if env[size] == "1" else None)
     if local is None:
         raise UsageError(f"{rank} is set but none of {', '.join(MPI_LOCAL_RANK)}; export LOCAL_RANK for each process")
     env.update(RANK=env[rank], WORLD_SIZE=env[size], LOCAL_RANK=local)
-    per_node = _first_set(*MPI_LOCAL_SIZE)
+    per_node = _first_set(env, *MPI_LOCAL_SIZE)
     if per_node is not None:
         env.setdefault("LOCAL_WORLD_SIZE", per_node)
-    _meeting_point()
+    _meeting_point(env)
 
 
-def _meeting_point() -> None:
+def _meeting_point(env: Environment) -> None:
     """Address and port that all ranks of a job agree on without talking to each other."""
-    env = os.environ
-    job = "".join(filter(str.isdigit, (_first_set("SLURM_JOB_ID", "PBS_JOBID") or "").split(".")[0]))
+    job = "".join(filter(str.isdigit, (_first_set(env, "SLURM_JOB_ID", "PBS_JOBID") or "").split(".")[0]))
     env.setdefault("MASTER_PORT", str(20000 + int(job) % 20000 if job else DEFAULT_PORT))
     if "MASTER_ADDR" in env:
         return
@@ -204,7 +203,7 @@ def _meeting_point() -> None:
         env["MASTER_ADDR"] = "127.0.0.1"
     elif "PBS_NODEFILE" in env:
         env["MASTER_ADDR"] = _first_line(env["PBS_NODEFILE"])
-    elif nodelist := _first_set("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST"):
+    elif nodelist := _first_set(env, "SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST"):
         env["MASTER_ADDR"] = _first_host(nodelist)
     else:
         raise UsageError(
@@ -212,8 +211,8 @@ def _meeting_point() -> None:
         )
 
 
-def _first_set(*names: str) -> str | None:
-    return next((os.environ[name] for name in names if name in os.environ), None)
+def _first_set(env: Environment, *names: str) -> str | None:
+    return next((env[name] for name in names if name in env), None)
 
 
 def _first_line(path: str) -> str:

@@ -34,7 +34,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_plain_python_is_the_only_rank(launched: pytest.MonkeyPatch) -> None:
-    environment._launcher_variables()
+    environment._launcher_variables(os.environ)
     assert [os.environ[name] for name in LAUNCHER_VARIABLES[:4]] == ["0", "1", "0", "127.0.0.1"]
     assert int(os.environ["MASTER_PORT"]) > 1023
 
@@ -42,20 +42,28 @@ def test_plain_python_is_the_only_rank(launched: pytest.MonkeyPatch) -> None:
 def test_srun_gives_rank_world_and_the_first_host(launched: pytest.MonkeyPatch) -> None:
     launched.setattr(environment, "_first_host", lambda nodes: f"first of {nodes}")
     os.environ.update(SRUN)
-    environment._launcher_variables()
+    environment._launcher_variables(os.environ)
     assert [os.environ[name] for name in LAUNCHER_VARIABLES] == ["3", "4", "1", "first of n[1-2]", "20007"]
+
+
+def test_asking_how_many_ranks_there_are_sets_nothing(launched: pytest.MonkeyPatch) -> None:
+    before = dict(os.environ)
+    assert environment.world_size_of_launcher() == 1 and dict(os.environ) == before
+    os.environ.update(SRUN | {"MASTER_ADDR": "n1"})
+    before = dict(os.environ)
+    assert environment.world_size_of_launcher() == 4 and dict(os.environ) == before
 
 
 def test_the_batch_shell_of_slurm_is_not_a_step(launched: pytest.MonkeyPatch) -> None:
     os.environ.update({"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "4"})
-    environment._launcher_variables()
+    environment._launcher_variables(os.environ)
     assert os.environ["WORLD_SIZE"] == "1"
 
 
 def test_torchrun_is_left_as_it_is(launched: pytest.MonkeyPatch) -> None:
     given = dict(zip(LAUNCHER_VARIABLES, ("1", "2", "1", "host", "29500"), strict=True))
     os.environ.update(given | SRUN)
-    environment._launcher_variables()
+    environment._launcher_variables(os.environ)
     assert {name: os.environ[name] for name in LAUNCHER_VARIABLES} == given
 
 
@@ -75,7 +83,7 @@ def test_mpiexec_on_a_pbs_machine_meets_on_the_first_host_of_the_job(
     (tmp_path / "nodes").write_text("x3001c0s1\nx3001c0s7\n")
     os.environ.update(PALS | {"PBS_NODEFILE": str(tmp_path / "nodes")})
     assert environment.rank_of_launcher() == 6
-    environment._launcher_variables()
+    environment._launcher_variables(os.environ)
     assert [os.environ[name] for name in LAUNCHER_VARIABLES] == [
         "6",
         "8",
@@ -87,7 +95,7 @@ def test_mpiexec_on_a_pbs_machine_meets_on_the_first_host_of_the_job(
 
 def test_mpirun_on_one_node_needs_no_job(launched: pytest.MonkeyPatch) -> None:
     os.environ.update(OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "8"})
-    environment._launcher_variables()
+    environment._launcher_variables(os.environ)
     assert [os.environ[name] for name in LAUNCHER_VARIABLES] == ["5", "8", "1", "127.0.0.1", "29500"]
     assert os.environ["LOCAL_WORLD_SIZE"] == "8"
 
@@ -98,14 +106,14 @@ def test_mpirun_inside_a_slurm_job_is_not_taken_for_the_step_of_its_daemons(
 ) -> None:
     launched.setattr(environment, "_first_host", lambda nodes: f"first of {nodes}")
     os.environ.update(SRUN | mpi | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"})
-    environment._launcher_variables()
+    environment._launcher_variables(os.environ)
     assert [os.environ[name] for name in LAUNCHER_VARIABLES] == ["5", "8", "1", "first of n[1-2]", "20007"]
 
 
 def test_srun_with_pmi_is_srun(launched: pytest.MonkeyPatch) -> None:
     launched.setattr(environment, "_first_host", lambda nodes: "n1")
     os.environ.update(SRUN | {"PMI_RANK": "3", "PMI_SIZE": "4"})
-    environment._launcher_variables()
+    environment._launcher_variables(os.environ)
     assert [os.environ[name] for name in LAUNCHER_VARIABLES[:3]] == ["3", "4", "1"]
 
 
@@ -120,7 +128,7 @@ def test_srun_with_pmi_is_srun(launched: pytest.MonkeyPatch) -> None:
 def test_what_mpi_does_not_tell_is_asked_for(launched: pytest.MonkeyPatch, given: dict[str, str], missing: str) -> None:
     os.environ.update(given)
     with pytest.raises(UsageError, match=f"export {missing}"):
-        environment._launcher_variables()
+        environment._launcher_variables(os.environ)
 
 
 def test_the_first_rank_tells_an_error_at_once_and_another_waits(
@@ -145,7 +153,7 @@ def test_only_a_lost_peer_is_taken_for_one() -> None:
 def test_half_a_launcher_is_refused(launched: pytest.MonkeyPatch) -> None:
     os.environ["RANK"] = "0"
     with pytest.raises(UsageError, match="WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT"):
-        environment._launcher_variables()
+        environment._launcher_variables(os.environ)
 
 
 def test_the_process_group_is_closed_before_the_interpreter_ends() -> None:

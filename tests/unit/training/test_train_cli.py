@@ -86,6 +86,7 @@ def test_another_rank_tells_why_with_its_number_and_later(
 ) -> None:
     waited: list[float] = []
     monkeypatch.setattr("training.engine.environment.time.sleep", waited.append)
+    monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setenv(variable, "1")
     assert main(["--phase", "3", "--shards", "shards", "--out", "out"], validate=never) == 2
     assert waited and capsys.readouterr().err.startswith("error on rank 1 (")
