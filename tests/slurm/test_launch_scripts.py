@@ -109,13 +109,14 @@ def test_flags_of_ingest_are_those_that_ingest_reads(calls, system):
         assert str(_parse(line.split()[1:]).src) == "/in"
 
 
-def test_an_interrupted_training_is_queued_again_and_a_failed_one_is_not(calls):
-    for code, requeued in ((85, 1), (138, 1), (143, 0), (137, 0), (8, 0), (0, 0)):
+@pytest.mark.parametrize(("script", "interrupted"), [("train", (85, 138, 143)), ("eval", (138, 143))])
+def test_an_interrupted_job_is_queued_again_and_a_failed_one_is_not(calls, script, interrupted):
+    for code in (*interrupted, 137, 8, 0):
         calls.write_text("")
-        assert run("slurm/train.sbatch", CODE=str(code)) == code
-        assert calls.read_text().count("scontrol requeue 5") == requeued
+        assert run(f"slurm/{script}.sbatch", CODE=str(code)) == code
+        assert calls.read_text().count("scontrol requeue 5") == (code in interrupted)
     calls.write_text("")
-    assert run("slurm/train.sbatch", CODE="85", STATE="COMPLETING") == 85  # its owner cancels it
+    assert run(f"slurm/{script}.sbatch", CODE=str(interrupted[0]), STATE="COMPLETING") == interrupted[0]  # cancelled
     assert "requeue" not in calls.read_text()
 
 

@@ -104,14 +104,17 @@ def test_a_time_limit_that_comes_near_is_answered_in_time(study: Path, note: Not
 
 
 @pytest.mark.slow
-def test_usr1_while_the_ranks_still_start_costs_a_start(study: Path, undisturbed: Losses, note: Note) -> None:
+@pytest.mark.parametrize("signal", ["USR1", "TERM"])
+def test_a_signal_while_the_ranks_still_start_costs_a_start(
+    signal: str, study: Path, undisturbed: Losses, note: Note
+) -> None:
     job = train("two")
     wait_until(lambda: told("squeue", "-h", "-s", "-j", job, "-o", "%i").count(f"{job}.0") == 1)
     time.sleep(1)
-    ask_to_stop(job)
+    ask_to_stop(job, signal)
     assert ended(job) == ["COMPLETED"], text(job)
     assert_same_curve(study / "two", undisturbed)
-    note("USR1 while python still imports", "the step ends by the signal, requeued", "the start")
+    note(f"{signal} while python still imports", "the step ends by the signal, requeued", "the start")
 
 
 @pytest.mark.slow

@@ -196,9 +196,9 @@ def text(job: str) -> str:
     return "".join(path.read_text() for path in Path.cwd().glob(f"*-{job}*.txt"))
 
 
-def ask_to_stop(job: str) -> None:
-    """Send USR1 to the tasks of a job, as Slurm does at `--signal=USR1@180`."""
-    subprocess.run(["scancel", "--signal=USR1", job], check=True)
+def ask_to_stop(job: str, signal: str = "USR1") -> None:
+    """Signal the tasks of a job, as Slurm does: USR1 at `--signal=USR1@180`, TERM when it is preempted."""
+    subprocess.run(["scancel", f"--signal={signal}", job], check=True)
 
 
 def node_down(node: str) -> None:

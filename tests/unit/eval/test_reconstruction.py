@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from random_runs import random_model
+from finished_run import random_model
 from sklearn.decomposition import TruncatedSVD
 
 from eval.parcels.parcels import Parcels, parcel_series
