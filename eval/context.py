@@ -19,7 +19,7 @@ from shards.reader import ShardSet
 from shards.splits import PARTS, Split
 
 if TYPE_CHECKING:
-    from torch import nn
+    from training.networks.model import BoldModel
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Context:
         The command line.
     run_config : mapping
         The run's resolved configuration.
-    model : torch.nn.Module
+    model : BoldModel
         In evaluation mode, on this rank's device.
     weights_hash : str
         Of the model's weights.
@@ -50,7 +50,7 @@ class Context:
 
     config: CommonConfig
     run_config: Mapping[str, Any]
-    model: nn.Module
+    model: BoldModel
     weights_hash: str
     split: Split
     target: Target

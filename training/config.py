@@ -8,7 +8,7 @@ to continue (a Slurm script requeues on 85).
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -247,12 +247,37 @@ class TrainConfig:
             raise UsageError("--epochs 0: must be above 0; phase 3 alone can do without gradient steps, by --steps 0")
         if self.phase < 3 and self.steps == 0:
             raise UsageError(f"--steps 0 is for phase 3 only (the closed-form probe), not for phase {self.phase}")
-        check_architecture(architecture(self))
+        size = architecture(self)
+        check_architecture(size)
+        if self.pca_frames and size.family == "ancestor":
+            raise UsageError(f"--pca_frames {self.pca_frames}: --preset {self.preset} starts at random; leave it out")
 
     def split_flags(self) -> list[str]:
         """Flags that ask for a split to be made, as given."""
         names = ("split_fractions", "split_seed", "split_group", "split_stratify")
         return [f"--{name}" for name in names if getattr(self, name) is not None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedConfig(TrainConfig):
+    """A `TrainConfig` with the preset's values written out; `steps` is None under --epochs until windows are known."""
+
+    out: Path
+    batch_size: int
+    lr: float
+    intensity: bool
+    latent: int
+    channels: tuple[int, ...]
+    blocks: int
+    width: int
+    depth: int
+    heads: int
+    dropout: float
+    pca_frames: int
+    latent_weight: float
+    pool: PoolName
+    encoder_lr_scale: float
+    sequence_lr_scale: float
 
 
 def architecture(config: TrainConfig) -> Architecture:
@@ -261,10 +286,11 @@ def architecture(config: TrainConfig) -> Architecture:
     return with_flags(config.preset, given)
 
 
-def resolve(config: TrainConfig) -> TrainConfig:
-    """The same configuration with the preset's values written out; `steps` stays None under --epochs."""
+def resolve(config: TrainConfig) -> ResolvedConfig:
+    """The same configuration with the preset's values in place of what was not given."""
     preset, size = PRESETS[config.preset], architecture(config)
-    defaults = {
+    defaults: dict[str, Any] = {
+        "out": Path(),  # of --describe, which writes nothing
         "pool": preset.pool,
         "pca_frames": preset.pca_frames,
         "batch_size": preset.batch_size[config.phase - 1],
@@ -273,8 +299,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
     }
     if config.epochs is None:
         defaults["steps"] = preset.steps[config.phase - 1]
-    missing = {name: value for name, value in defaults.items() if getattr(config, name) is None}
-    return replace(config, **{name: getattr(size, name) for name in SIZE_FLAGS}, **missing)
+    given = {name: value for name, value in vars(config).items() if value is not None}
+    return ResolvedConfig(**defaults | given | {name: getattr(size, name) for name in SIZE_FLAGS})
 
 
 def _what_learns(config: TrainConfig, size: Architecture) -> dict[str, float]:

@@ -24,7 +24,7 @@ from shards import order
 from shards.errors import UsageError
 from shards.reader import ShardSet
 from shards.union import open_sets
-from training.config import TrainConfig, architecture
+from training.config import ResolvedConfig, architecture
 from training.engine.parameter_groups import parameter_groups
 from training.finetuning.targets import learn_target
 from training.networks.model import BoldModel, recompute_in_backward
@@ -47,7 +47,7 @@ class Section:
     rows: tuple[tuple[str, ...], ...]
 
 
-def describe(config: TrainConfig) -> str:
+def describe(config: ResolvedConfig) -> str:
     """Parameters, operations, memory and bytes of the model of a phase on a shard set.
 
     Parameters
@@ -83,7 +83,7 @@ def describe(config: TrainConfig) -> str:
     return "\n".join([head, *_lines(sections)])
 
 
-def num_parameters(config: TrainConfig, shard_set: ShardSet) -> int:
+def num_parameters(config: ResolvedConfig, shard_set: ShardSet) -> int:
     """Parameters of the model of a phase on a shard set; nothing is allocated."""
     return count(_Make(config, shard_set, num_frames=1).model())[0]
 
@@ -193,7 +193,7 @@ class _Kept:
 class _Make:
     """Builds the model and one window of input, without memory."""
 
-    def __init__(self, config: TrainConfig, shard_set: ShardSet, num_frames: int) -> None:
+    def __init__(self, config: ResolvedConfig, shard_set: ShardSet, num_frames: int) -> None:
         self.config, self.shard_set, self.num_frames = config, shard_set, num_frames
         self.num_outputs = _num_outputs(config, shard_set)
         self._made: dict[tuple[bool, bool], BoldModel] = {}
@@ -245,7 +245,7 @@ def _loss(out: dict[str, Tensor]) -> Tensor:
     return objectives.elementwise("huber", out["reconstruction"], out["residual"]).mean()
 
 
-def _num_outputs(config: TrainConfig, shard_set: ShardSet) -> int:
+def _num_outputs(config: ResolvedConfig, shard_set: ShardSet) -> int:
     """K of phase 3; 1 without a target."""
     if config.target is None:
         return 1
@@ -254,7 +254,7 @@ def _num_outputs(config: TrainConfig, shard_set: ShardSet) -> int:
     return learn_target(config.target, values, subjects, config.target_kind).num_outputs
 
 
-def _operations(make: _Make, config: TrainConfig) -> Section:
+def _operations(make: _Make, config: ResolvedConfig) -> Section:
     model, inputs = make.model(), make.inputs()
     forward = operations(model, inputs, backward=False)
     both = operations(model, inputs, backward=True)

@@ -18,7 +18,7 @@ from shards.splits import Split, check_split, family_column, load_split, make_sp
 from shards.storage.cache import CacheConfig
 from shards.union import ShardUnion, open_sets
 from training.checkpoints.transfer import Init, open_init
-from training.config import NO_INIT, TrainConfig
+from training.config import NO_INIT, ResolvedConfig
 from training.engine.environment import Place
 from training.finetuning.targets import Target, known_numbers, learn_target
 from training.finetuning.task import check_subjects
@@ -59,7 +59,7 @@ class Inputs:
         }
 
 
-def open_inputs(config: TrainConfig) -> Inputs:
+def open_inputs(config: ResolvedConfig) -> Inputs:
     """Open everything that the flags name.
 
     Raises
@@ -107,7 +107,7 @@ def open_inputs(config: TrainConfig) -> Inputs:
 
 
 def make_loader(
-    config: TrainConfig, place: Place, shard_set: ShardSet, runs: list[int], mode: str, *, alone: bool = False
+    config: ResolvedConfig, place: Place, shard_set: ShardSet, runs: list[int], mode: str, *, alone: bool = False
 ) -> WindowLoader:
     """Loader of this rank's windows; `alone`: of all windows, as if there were one rank."""
     options: dict[str, Any] = {} if alone else {"rank": place.rank, "world_size": place.world_size}
@@ -129,7 +129,7 @@ def make_loader(
     )
 
 
-def run_weights(config: TrainConfig, shard_set: ShardSet, runs: list[int]) -> NDArray[np.float64] | None:
+def run_weights(config: ResolvedConfig, shard_set: ShardSet, runs: list[int]) -> NDArray[np.float64] | None:
     """How often each of the runs is drawn, as --sample_by and --shard_weights say; None: every window once an epoch."""
     if config.sample_by == "window" and config.shard_weights is None:
         return None
@@ -145,11 +145,11 @@ def run_weights(config: TrainConfig, shard_set: ShardSet, runs: list[int]) -> ND
     return weights
 
 
-def _cache(config: TrainConfig) -> CacheConfig | None:
+def _cache(config: ResolvedConfig) -> CacheConfig | None:
     return None if config.cache is None else CacheConfig(folder=config.cache, num_bytes=int(config.cache_gb * 1e9))
 
 
-def _split(config: TrainConfig, shard_set: ShardSet, init: Init | None) -> Split:
+def _split(config: ResolvedConfig, shard_set: ShardSet, init: Init | None) -> Split:
     """The split of --init, of --split, or a new one; checked against the shard set."""
     if init is not None:
         split, where = _inherited(config, init), f"--init {init.folder}"
@@ -161,7 +161,7 @@ def _split(config: TrainConfig, shard_set: ShardSet, init: Init | None) -> Split
     return split
 
 
-def _inherited(config: TrainConfig, init: Init) -> Split:
+def _inherited(config: ResolvedConfig, init: Init) -> Split:
     if config.split_flags():
         flag = config.split_flags()[0]
         raise UsageError(f"{flag}: the split is inherited from --init {init.folder}; leave it out")
@@ -173,7 +173,7 @@ def _inherited(config: TrainConfig, init: Init) -> Split:
     return init.split
 
 
-def _new_split(config: TrainConfig, shard_set: ShardSet) -> Split:
+def _new_split(config: ResolvedConfig, shard_set: ShardSet) -> Split:
     subjects = [entry.subject for entry in shard_set.runs]
     group = _group_column(config, shard_set)
     strata = read_strata(shard_set, config.split_stratify or (), subjects)
@@ -187,7 +187,7 @@ def _new_split(config: TrainConfig, shard_set: ShardSet) -> Split:
     )
 
 
-def _group_column(config: TrainConfig, shard_set: ShardSet) -> str | None:
+def _group_column(config: ResolvedConfig, shard_set: ShardSet) -> str | None:
     if config.split_group is not None:
         return None if config.split_group == "none" else config.split_group
     found = family_column(shard_set)

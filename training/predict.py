@@ -8,16 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from shards.errors import MismatchError
 from shards.loader import WindowLoader
 from shards.reader import ShardSet
-from training.networks.model import inputs_of
+from training.networks.model import BoldModel, inputs_of
 
 
 def predict_windows(
-    model: nn.Module, shard_set: ShardSet, runs: Sequence[int], window: int | str, batch_size: int, threads: int
+    model: BoldModel, shard_set: ShardSet, runs: Sequence[int], window: int | str, batch_size: int, threads: int
 ) -> list[dict[str, Any]]:
     """Apply a phase-3 model to windows that tile runs.
 

@@ -21,7 +21,7 @@ from shards import fitness
 from shards.errors import BoldstreamError
 from shards.fitness import Finding
 from shards.storage.local import raise_open_files_limit
-from training.config import TrainConfig
+from training.config import ResolvedConfig
 from training.describe import num_parameters
 from training.engine.collective import gather
 from training.engine.environment import Place, enter
@@ -59,7 +59,7 @@ class Facts:
     clock_s: float = 0.0
 
 
-def preflight(config: TrainConfig) -> int:
+def preflight(config: ResolvedConfig) -> int:
     """Look at everything on every rank, print a table on rank 0; 0 if the job would start, else 1.
 
     Parameters
@@ -79,7 +79,7 @@ def preflight(config: TrainConfig) -> int:
     return 0 if fit else 1
 
 
-def _look_at_host(config: TrainConfig, place: Place, facts: Facts) -> Inputs | None:
+def _look_at_host(config: ResolvedConfig, place: Place, facts: Facts) -> Inputs | None:
     raise_open_files_limit()
     limit = fitness.open_files_limit()
     facts.values["open files"] = f"up to {limit}"
@@ -96,7 +96,7 @@ def _look_at_host(config: TrainConfig, place: Place, facts: Facts) -> Inputs | N
     return inputs
 
 
-def _look_at_output(config: TrainConfig, inputs: Inputs | None, facts: Facts) -> None:
+def _look_at_output(config: ResolvedConfig, inputs: Inputs | None, facts: Facts) -> None:
     out = Path(str(config.out))
     try:
         skew, free = fitness.clock_skew_s(out), fitness.free_bytes(out)
@@ -139,7 +139,7 @@ def _reduce(place: Place, facts: Facts) -> None:
         facts.failures[name] = f"sum of ranks is {numbers[0].item():g}, not {wanted:g}; the network is broken"
 
 
-def _load(config: TrainConfig, place: Place, inputs: Inputs | None, facts: Facts) -> None:
+def _load(config: ResolvedConfig, place: Place, inputs: Inputs | None, facts: Facts) -> None:
     """All ranks stream at once, as in training, for some seconds."""
     dist.barrier()
     if inputs is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -130,7 +131,7 @@ def _finish(run: Run, weights: dict[str, Tensor], best: Best, step: int) -> None
     """Write the weights that travel: phase 3's best ones, else the last."""
     target = run.inputs.target
     facts = {"window": run.config.window, "target": target.to_json() if target else None, **run.inputs.hashes}
-    chosen = {"step": step}
+    chosen: dict[str, Any] = {"step": step}
     if run.config.phase == 3 and best.file:
         chosen = {"step": best.step, "val_score": best.score}
         weights = run.checkpoints.load_best(best.file)

@@ -21,7 +21,7 @@ from training.checkpoints.checkpoint import Checkpoints, Found
 from training.checkpoints.export import CONFIG, MODEL, SPLIT, TARGET
 from training.checkpoints.identity import Identity, identity_of
 from training.checkpoints.transfer import transfer
-from training.config import TrainConfig, architecture, to_json
+from training.config import ResolvedConfig, architecture, to_json
 from training.engine import environment
 from training.engine.collective import first_rank_does
 from training.engine.deepspeed_config import check_device, fill
@@ -56,7 +56,7 @@ class Run:
         Fields of the best validation so far, as the checkpoint kept them; None in a run that begins.
     """
 
-    config: TrainConfig
+    config: ResolvedConfig
     inputs: Inputs
     place: Place
     loader: WindowLoader
@@ -69,7 +69,7 @@ class Run:
     best: dict[str, Any] | None
 
 
-def start(config: TrainConfig, deepspeed_values: dict[str, Any], validate: Validate) -> Run | None:
+def start(config: ResolvedConfig, deepspeed_values: dict[str, Any], validate: Validate) -> Run | None:
     """Begin a run, or find it where it was left; None if it is complete.
 
     Parameters
@@ -146,7 +146,7 @@ def start(config: TrainConfig, deepspeed_values: dict[str, Any], validate: Valid
     )
 
 
-def check_window(config: TrainConfig, loader: WindowLoader) -> None:
+def check_window(config: ResolvedConfig, loader: WindowLoader) -> None:
     """Refuse windows that the ancestors' learned positions do not reach."""
     positions = architecture(config).positions
     if positions is not None and config.phase > 1 and loader.window_frames >= positions:
@@ -156,7 +156,7 @@ def check_window(config: TrainConfig, loader: WindowLoader) -> None:
         )
 
 
-def _task(config: TrainConfig, place: Place, inputs: Inputs, validate: Validate) -> Pretraining | Finetuning:
+def _task(config: ResolvedConfig, place: Place, inputs: Inputs, validate: Validate) -> Pretraining | Finetuning:
     val_loader = make_loader(config, place, inputs.shard_set, inputs.val_runs, "tile") if inputs.val_runs else None
     if inputs.target is None:
         return Pretraining(config, place, val_loader)
@@ -174,7 +174,7 @@ def _task(config: TrainConfig, place: Place, inputs: Inputs, validate: Validate)
 
 
 def _prepare(
-    task: Pretraining | Finetuning, model: BoldModel, config: TrainConfig, place: Place, inputs: Inputs
+    task: Pretraining | Finetuning, model: BoldModel, config: ResolvedConfig, place: Place, inputs: Inputs
 ) -> dict[str, Any]:
     """Whatever has a closed form: principal components (phase 1, on rank 0), probe (phase 3, all ranks)."""
     if isinstance(task, Finetuning):
@@ -187,7 +187,7 @@ def _prepare(
     return found
 
 
-def _open_folder(config: TrainConfig, checkpoints: Checkpoints) -> Found | None:
+def _open_folder(config: ResolvedConfig, checkpoints: Checkpoints) -> Found | None:
     """The checkpoint to continue from, or None for a start; refuses a folder that a start would overwrite."""
     if config.resume == "auto":
         found = checkpoints.latest()
@@ -203,7 +203,7 @@ def _open_folder(config: TrainConfig, checkpoints: Checkpoints) -> Found | None:
     return None
 
 
-def _write_start(config: TrainConfig, inputs: Inputs, identity: Identity, deepspeed_values: dict[str, Any]) -> None:
+def _write_start(config: ResolvedConfig, inputs: Inputs, identity: Identity, deepspeed_values: dict[str, Any]) -> None:
     try:
         config.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -217,7 +217,7 @@ def _write_start(config: TrainConfig, inputs: Inputs, identity: Identity, deepsp
         write_atomic(config.out / TARGET, json.dumps(inputs.target.to_json(), indent=1) + "\n")
 
 
-def _with_steps(config: TrainConfig, loader: WindowLoader) -> TrainConfig:
+def _with_steps(config: ResolvedConfig, loader: WindowLoader) -> ResolvedConfig:
     """Steps of the whole run from --epochs, and how often to validate."""
     per_epoch = loader.steps_per_epoch // config.accumulation
     if not per_epoch:

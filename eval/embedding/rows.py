@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +22,6 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 Arrays = Mapping[str, npt.NDArray[Any]]
-
-
-def network(context: Context) -> BoldModel:
-    """The model, by its class."""
-    return cast("BoldModel", context.model)
 
 
 def head_of(model: BoldModel) -> tuple[Floats, Floats]:
@@ -58,9 +53,7 @@ def embedded_runs(context: Context, runs: Sequence[int], basis: Basis) -> Arrays
         distance of its features from the training mean, `total` in all of them and `held` by the dimensions.
     """
     config = context.config
-    batches = window_features(
-        network(context), context.shard_set, runs, context.window, config.batch_size, config.threads
-    )
+    batches = window_features(context.model, context.shard_set, runs, context.window, config.batch_size, config.threads)
     windows: list[FeatureBatch] = []
     vectors: list[npt.NDArray[np.float32]] = []
 

@@ -22,7 +22,7 @@ from eval.embedding.embeddings import Embeddings
 from eval.embedding.features import run_means, window_features
 from eval.embedding.files import check_format, read_subjects, subjects_bytes, windows_bytes
 from eval.embedding.projection import neighbour_map, projection_table, read_neighbours
-from eval.embedding.rows import Arrays, embedded_runs, head_of, network, subject_means, subject_vectors, window_table
+from eval.embedding.rows import Arrays, embedded_runs, head_of, subject_means, subject_vectors, window_table
 from eval.stages import Stage
 from shards.errors import UsageError
 from shards.splits import PARTS
@@ -105,7 +105,7 @@ def _basis(context: Context, stage: Stage, fitted: tuple[str, ...]) -> Basis:
 
     def features(name: str) -> Arrays:
         batches = window_features(
-            network(context), context.shard_set, runs[name], context.window, config.batch_size, config.threads
+            context.model, context.shard_set, runs[name], context.window, config.batch_size, config.threads
         )
         number_R, mean_RF = run_means(batches)
         return {"run": number_R, "mean": mean_RF}
@@ -113,7 +113,7 @@ def _basis(context: Context, stage: Stage, fitted: tuple[str, ...]) -> Basis:
     means = [arrays for _, arrays in stage.parts(list(runs), features)]
 
     def components(name: str) -> Arrays:
-        return fit_basis(subject_means(context, means), *head_of(network(context)), config.seed).arrays()
+        return fit_basis(subject_means(context, means), *head_of(context.model), config.seed).arrays()
 
     ((_, found),) = stage.parts(["basis"], components)
     return Basis.from_arrays(found)
@@ -121,7 +121,7 @@ def _basis(context: Context, stage: Stage, fitted: tuple[str, ...]) -> Basis:
 
 def _facts(context: Context, basis: Basis, fitted: tuple[str, ...], parts: Sequence[Arrays]) -> dict[str, Any]:
     """How the vectors were made, and what they hold."""
-    model = network(context)
+    model = context.model
     joined = {name: np.concatenate([part[name] for part in parts]) for name in ("run", "total", "held")}
     part_of = context.split.part_of
     part_R = np.array([part_of[context.shard_set.runs[run].subject] for run in joined["run"].tolist()])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,6 @@ from shards.order import parse_window
 
 if TYPE_CHECKING:
     from eval.context import Context
-    from training.networks.model import BoldModel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,8 +114,8 @@ def read_windows(context: Context, subject: str, count: int) -> list[Window]:
 
 
 def _read(context: Context, run: int, start: int, length: int) -> Window:
-    shard_set, network = context.shard_set, cast("BoldModel", context.model)
-    intensity = shard_set.intensity(run) if network.size.intensity else None
+    shard_set = context.shard_set
+    intensity = shard_set.intensity(run) if context.model.size.intensity else None
     return Window(
         run=run,
         start=start,

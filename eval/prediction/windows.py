@@ -24,7 +24,7 @@ from eval.targets import Target
 from shards.format import config_hash
 
 if TYPE_CHECKING:
-    from torch import nn
+    from training.networks.model import BoldModel
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ LEAST_PARTS = 16
 """Small cohorts are cut finer than `RUNS_PER_PART`, so that several ranks have something to do."""
 
 
-def predict(context: Context, model: Model, stage: Stage, window: int | str, load: Callable[[], nn.Module]) -> Scored:
+def predict(context: Context, model: Model, stage: Stage, window: int | str, load: Callable[[], BoldModel]) -> Scored:
     """Predict the same subjects with any phase-3 model, or read what was predicted.
 
     Parameters
@@ -104,7 +104,7 @@ def parts_of(runs: Sequence[int]) -> dict[str, tuple[int, ...]]:
 
 
 def _compute(
-    context: Context, stage: Stage, runs: Sequence[int], window: int | str, load: Callable[[], nn.Module]
+    context: Context, stage: Stage, runs: Sequence[int], window: int | str, load: Callable[[], BoldModel]
 ) -> dict[str, npt.NDArray[Any]]:
     """Arrays of `FIELDS` over all windows, by run and start; this rank computes its share of the parts."""
     from training.predict import predict_windows

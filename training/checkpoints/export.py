@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from shards.errors import CorruptShardError, FormatVersionError, MismatchError, UsageError
 from shards.format import xxh3
@@ -44,7 +44,7 @@ class LoadedModel:
         The subjects it was trained, validated and not tested on.
     """
 
-    model: nn.Module
+    model: BoldModel
     config: dict[str, Any]
     target: dict[str, Any] | None
     split: Split

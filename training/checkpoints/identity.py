@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from shards.errors import MismatchError
-from training.config import FREE_ON_RESUME, TrainConfig, to_json
+from training.config import FREE_ON_RESUME, ResolvedConfig, to_json
 from training.engine.deepspeed_config import zero_stage
 
 SOFTWARE = ("boldstream", "deepspeed", "torch")
@@ -66,7 +66,7 @@ class Identity:
 
 
 def identity_of(
-    config: TrainConfig, inputs: dict[str, Any], deepspeed_values: dict[str, Any], world_size: int
+    config: ResolvedConfig, inputs: dict[str, Any], deepspeed_values: dict[str, Any], world_size: int
 ) -> Identity:
     """Identity of the run that these flags ask for.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import UsageError
-from training.config import TrainConfig
+from training.config import ResolvedConfig, TrainConfig
 from training.engine.deepspeed_rules import check_by_deepspeed, check_rules
 from training.engine.deepspeed_rules import zero_stage as zero_stage
 
@@ -49,7 +49,7 @@ def read_deepspeed_config(path: Path | None) -> dict[str, Any]:
     return values
 
 
-def fill(values: dict[str, Any], config: TrainConfig, world_size: int) -> dict[str, Any]:
+def fill(values: dict[str, Any], config: ResolvedConfig, world_size: int) -> dict[str, Any]:
     """Fill every "auto" from the flags; a number in the JSON must not contradict its flag.
 
     Parameters
@@ -135,9 +135,9 @@ def check_device(values: dict[str, Any], device_type: str) -> None:
             raise UsageError(f"--deepspeed_config: {name} is not supported on this {device_type}; use {other}")
 
 
-def _monitor_values(config: TrainConfig) -> dict[str, str]:
+def _monitor_values(config: ResolvedConfig) -> dict[str, str]:
     """Where the monitors write, unless the JSON says otherwise: into the run folder."""
-    out = config.out or Path()
+    out = config.out
     return {
         "tensorboard.output_path": str(out),
         "tensorboard.job_name": "tensorboard",

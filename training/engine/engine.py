@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.config import TrainConfig
+from training.config import ResolvedConfig
 from training.engine.deepspeed_config import BETAS, EPS
 from training.engine.parameter_groups import check_scheduler, parameter_groups, schedule
 from training.networks.model import BoldModel, recompute_in_backward
 
 
-def start_engine(model: BoldModel, config: TrainConfig, deepspeed_values: dict[str, Any], num_steps: int) -> Any:
+def start_engine(model: BoldModel, config: ResolvedConfig, deepspeed_values: dict[str, Any], num_steps: int) -> Any:
     """Wrap a model for training.
 
     Parameters

@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from shards.errors import UsageError
-from training.config import TrainConfig
+from training.config import ResolvedConfig
 from training.networks.model import BoldModel
 
 STACKS = (nn.Sequential, nn.ModuleList)
@@ -26,7 +26,7 @@ KEEPS_RATES = "WarmupCosineLR"
 Member = tuple[str, nn.Parameter]
 
 
-def parameter_groups(model: BoldModel, config: TrainConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: BoldModel, config: ResolvedConfig) -> list[dict[str, Any]]:
     """Groups by learning rate and weight decay, the head's first.
 
     Parameters
@@ -86,7 +86,7 @@ def rate(step: int, num_steps: int, warmup: float, start: int = 0) -> float:
     return min(1.0, (step - start + 1) / rising) * falling
 
 
-def schedule(num_steps: int, config: TrainConfig) -> Callable[[torch.optim.Optimizer], LambdaLR]:
+def schedule(num_steps: int, config: ResolvedConfig) -> Callable[[torch.optim.Optimizer], LambdaLR]:
     """What makes the learning-rate scheduler of an optimizer over `parameter_groups`.
 
     A group that waits for `--thaw_at` has rate 0 until then: AdamW does not move or decay its weights, but does
@@ -127,7 +127,7 @@ def check_scheduler(groups: list[dict[str, Any]], section: dict[str, Any] | None
         )
 
 
-def _members(model: BoldModel, config: TrainConfig) -> Iterator[tuple[str, nn.Parameter, int]]:
+def _members(model: BoldModel, config: ResolvedConfig) -> Iterator[tuple[str, nn.Parameter, int]]:
     """Name, parameter, and distance from the head in layers (0 outside phase 3)."""
     if config.phase < 3:
         yield from ((name, parameter, 0) for name, parameter in model.named_parameters())
@@ -136,7 +136,7 @@ def _members(model: BoldModel, config: TrainConfig) -> Iterator[tuple[str, nn.Pa
         yield from ((name, parameter, depth) for name, parameter in layer)
 
 
-def _scale(part: str, config: TrainConfig) -> float:
+def _scale(part: str, config: ResolvedConfig) -> float:
     encoder, sequence = config.encoder_lr_scale, config.sequence_lr_scale
     scales = {2: {"encoder": encoder, "decoder": encoder}, 3: {"encoder": encoder, "sequence": sequence}}
     return float(scales.get(config.phase, {}).get(part, 1.0))

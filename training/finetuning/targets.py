@@ -51,6 +51,13 @@ class Target:
         """K: 1 for binary and regression, else the number of levels."""
         return len(self.levels) if self.kind == "multiclass" else 1
 
+    @property
+    def mean_and_std(self) -> tuple[float, float]:
+        """Of a regression's training subjects."""
+        if self.mean is None or self.std is None:
+            raise ValueError(f"{self.column} is {self.kind}, which has no mean")
+        return self.mean, self.std
+
     def number(self, text: str) -> float | None:
         """A value as number (class index, or the measure); None for a level not seen in training."""
         if self.kind == "regression":

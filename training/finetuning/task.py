@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from shards.errors import UsageError
 from shards.loader import Batch, WindowLoader
 from shards.reader import ShardSet
-from training.config import TrainConfig
+from training.config import ResolvedConfig
 from training.engine.collective import first_rank_does, gather, sum_over_ranks
 from training.engine.environment import Place
 from training.finetuning.features import (
@@ -72,7 +72,7 @@ class Finetuning:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: ResolvedConfig,
         place: Place,
         *,
         shard_set: ShardSet,
@@ -147,7 +147,7 @@ class Finetuning:
         """Loss of each row, in units that need no scale: nats, or squared SDs of the training subjects."""
         number_B = number_B.to(output_BK)
         if self.target.kind == "regression":
-            loss_B = ((output_BK[:, 0] - number_B) / self.target.std).square()
+            loss_B = ((output_BK[:, 0] - number_B) / self.target.mean_and_std[1]).square()
         elif self.target.kind == "binary":
             loss_B = F.binary_cross_entropy_with_logits(output_BK[:, 0], number_B, reduction="none")
         else:
@@ -246,7 +246,8 @@ def check_subjects(target: Target, train: Mapping[str, float], val: Mapping[str,
 def _regressand(target: Target, number_S: Floats) -> Floats:
     """What ridge regresses on, `(S, K)`: z-scores, or +-1 per output."""
     if target.kind == "regression":
-        return ((number_S - target.mean) / target.std)[:, None]
+        mean, std = target.mean_and_std
+        return ((number_S - mean) / std)[:, None]
     if target.kind == "binary":
         return np.where(number_S > 0, 1.0, -1.0)[:, None]
     return np.where(number_S[:, None] == np.arange(target.num_outputs), 1.0, -1.0)

@@ -36,8 +36,9 @@ class Decoder(nn.Module):
         stages: list[nn.Module] = []
         for i in range(len(channels) - 1, 0, -1):
             stages.extend(ResidualBlock(channels[i], extents[i]) for _ in range(blocks))
-            stages.append(Upsample(channels[i], channels[i - 1], extents[i], extents[i - 1]))
-        zeroed(stages[-1].conv)
+            finer = Upsample(channels[i], channels[i - 1], extents[i], extents[i - 1])
+            stages.append(finer)
+        zeroed(finer.conv)
         self.tower = nn.Sequential(*stages)
         self.to_patches = nn.Conv3d(channels[0], math.prod(crop.stride), 1)
 

@@ -9,6 +9,7 @@ Shapes: B window, L frame, V voxel, D latent, W transformer width, F feature, K 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -193,7 +194,7 @@ def recompute_in_backward(model: BoldModel) -> None:
             module.forward = partial(checkpoint, module.forward, use_reentrant=False)  # type: ignore[method-assign]
 
 
-def inputs_of(batch: Batch, device: torch.device) -> dict[str, Tensor | None]:
+def inputs_of(batch: Batch, device: torch.device) -> dict[str, Any]:
     """The arguments of `BoldModel.forward` from a loader's batch, on the device."""
     moved = batch.to(device)
     return {name: getattr(moved, name) for name in ("q", "gain", "shift", "num_valid", "tr_s", "level", "spread")}

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from shards.batch import Batch
-from training.config import TrainConfig
+from training.config import ResolvedConfig
 from training.engine.collective import gather_rows
 from training.engine.environment import Place
 from training.pretraining.objectives import neighbour_contrast, pair_contrast
@@ -56,12 +56,12 @@ class Coupling:
         return self.total_B + pull_B - pull_B.detach()
 
 
-def is_coupled(config: TrainConfig) -> bool:
+def is_coupled(config: ResolvedConfig) -> bool:
     """Whether some objective looks at more than one window."""
     return config.phase == 2 and bool(config.contrast_weight or config.pair_weight)
 
 
-def couple(batches: list[Embeddings], config: TrainConfig, place: Place) -> list[Coupling]:
+def couple(batches: list[Embeddings], config: ResolvedConfig, place: Place) -> list[Coupling]:
     """Compute the coupled objectives over an optimizer step's windows.
 
     Parameters

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -17,10 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shards.loader import Batch, WindowLoader
-from training.config import TrainConfig
+from training.config import ResolvedConfig
 from training.engine.collective import sum_over_ranks
 from training.engine.environment import Place
 from training.engine.randomness import random_state, restore_random_state
+from training.networks.decoder import Decoder
+from training.networks.encoder import Encoder
 from training.networks.model import BoldModel, inputs_of
 from training.networks.pooling import valid_frames
 from training.networks.principal import start_at_principal_components
@@ -68,7 +70,7 @@ class Pretraining:
         Tiles the validation runs; None if the split has none.
     """
 
-    def __init__(self, config: TrainConfig, place: Place, val_loader: WindowLoader | None) -> None:
+    def __init__(self, config: ResolvedConfig, place: Place, val_loader: WindowLoader | None) -> None:
         self.config, self.place, self.val_loader = config, place, val_loader
         self.perceptual = self._perceptual()
 
@@ -95,7 +97,8 @@ class Pretraining:
                 if left <= 0:
                     return
 
-        start_at_principal_components(model.encoder, model.decoder, volumes)
+        # the ancestors' networks have no such start; a configuration that asks for it is refused
+        start_at_principal_components(cast(Encoder, model.encoder), cast(Decoder, model.decoder), volumes)
         return {"pca_frames": wanted}
 
     def turns(self, forward: Forward, batches: Iterator[Batch], step: int) -> Iterator[tuple[Batch, Losses]]:
@@ -136,9 +139,10 @@ class Pretraining:
         out, hidden_BL = self._run(forward, batch, step)
         parts = self._reconstruction(out, self._valid(batch), hidden_BL)
         if self.perceptual is not None:
-            volume, key = getattr(forward, "module", forward).volume, self._key(batch, step)
+            model: Any = getattr(forward, "module", forward)
+            key = self._key(batch, step)
             images = (out["reconstruction"], out["residual"])
-            value_B = self.perceptual.loss(volume, *images, self._valid(batch), key)
+            value_B = self.perceptual.loss(model.volume, *images, self._valid(batch), key)
             parts["perceptual"] = (self.config.perceptual_weight, value_B)
         if "forward_score" in out:
             told_B = objectives.direction_error(out["forward_score"], out["reversed_score"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def report_step(
     values = {**losses, **_state(engine)}
     speed = progress.report(step)
     journal.write("train", step, **values, **speed)
-    _tell_monitors(journal, engine, "Train", values | speed)
+    _tell_monitors(journal, engine, "Train", {**values, **speed})
     logger.info("%s", progress.line(step, losses, speed))
 
 
@@ -61,7 +62,7 @@ def _state(engine: Any) -> dict[str, float | None]:
     return state
 
 
-def _tell_monitors(journal: Journal, engine: Any, group: str, values: dict[str, float | None]) -> None:
+def _tell_monitors(journal: Journal, engine: Any, group: str, values: Mapping[str, float | None]) -> None:
     """Write to TensorBoard, W&B and CSV; over samples, since DeepSpeed's own figures there are."""
     if engine.monitor.enabled and journal.writes:
         samples = engine.global_samples
