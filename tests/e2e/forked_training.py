@@ -52,14 +52,17 @@ class Trainings:
         request = {"name": name, "arguments": arguments, "ranks": ranks, "port": port}
         return self._ask(request | {"before": before, "limit_s": limit_s})
 
-    def end(self, name: str, pids: list[int], expect: int = 0) -> str:
-        """Wait for all ranks, check their exit code (negative: the signal), and return what the first one told."""
+    def end(self, name: str, pids: list[int], expect: int | list[int] = 0) -> str:
+        """Wait for all ranks, check their exit codes (negative: the signal), and return what the first one told."""
         codes = self._ask({"wait": pids})
         told = [(self.folder / f"{name}.{rank}.txt").read_text() for rank in range(len(pids))]
-        assert codes == [expect] * len(pids), f"{codes}\n{told[0][-3000:]}"
+        expected = expect if isinstance(expect, list) else [expect] * len(pids)
+        assert codes == expected, "\n".join([str(codes), *(text[-3000:] for text in told)])
         return told[0]
 
-    def run(self, name: str, arguments: list[str], *, ranks: int = 1, expect: int = 0, **options: Any) -> str:
+    def run(
+        self, name: str, arguments: list[str], *, ranks: int = 1, expect: int | list[int] = 0, **options: Any
+    ) -> str:
         """`start` and `end`."""
         return self.end(name, self.start(name, arguments, ranks=ranks, **options), expect)
 

@@ -24,7 +24,7 @@ import os, signal, torch, training.checkpoints.checkpoint
 count, part = [0], [None]
 
 def moment(half=None):
-    if part[0] == PART:
+    if part[0] == PART and os.environ["RANK"] == DOOMED:
         count[0] += 1
         if count[0] == DIE_AT:
             half and half()
@@ -41,6 +41,8 @@ for name in ("fsync", "rename", "replace", "unlink", "rmdir", "mkdir"):
     before(os, name)
 real_save = torch.save
 def save_tensors(values, path, *args, **kwargs):
+    if not isinstance(path, (str, os.PathLike)):
+        return real_save(values, path, *args, **kwargs)  # into memory, to be sent to another rank
     moment()
     real_save(values, path, *args, **kwargs)
     moment(lambda: os.truncate(path, os.path.getsize(path) // 2))
@@ -78,8 +80,8 @@ def study(trainings: Trainings, make_shard_set: Callable[..., Any]) -> Trainings
     return trainings
 
 
-def die(part: str, moment: int) -> str:
-    return MOMENTS.replace("PART:", f"{part!r}:").replace("DIE_AT", str(moment))
+def die(part: str, moment: int, rank: int = 0) -> str:
+    return MOMENTS.replace("PART", repr(part)).replace("DIE_AT", str(moment)).replace("DOOMED", repr(str(rank)))
 
 
 def curve(folder: Path) -> list[tuple]:
@@ -94,10 +96,16 @@ def kill_and_go_on(study: Trainings, out: str, moments: list[tuple[str, int]]) -
     for part, moment in moments:
         study.run(out, arguments, expect=-9, before=die(part, moment))
     study.run(out, arguments)
-    whole, killed = study.folder / "whole", study.folder / out
+    assert_same_run(study, out, "whole")
+
+
+def assert_same_run(study: Trainings, one: str, other: str) -> None:
+    """Two runs ended with the same bytes, after the same losses, with the same checkpoints."""
+    killed, whole = study.folder / one, study.folder / other
     assert curve(killed) == curve(whole)
     for name in ("model.safetensors", "model.json", "split.json", "config.json"):
-        assert (killed / name).read_bytes().replace(out.encode(), b"whole") == (whole / name).read_bytes(), name
+        told = (killed / name).read_bytes().replace(one.encode(), other.encode())
+        assert told == (whole / name).read_bytes(), name
     left = [sorted(path.name for path in (folder / "checkpoints").iterdir()) for folder in (killed, whole)]
     assert left[0] == left[1] and {"latest", "step00000018", "step00000020"} <= set(left[0])
 
@@ -116,6 +124,18 @@ def test_all_through_the_publication_of_a_checkpoint(study: Trainings) -> None:
     first, third = publications(study)
     moments = [("writing", 2), ("writing", 9), *(("publishing", k) for k in range(1, first + 1))]
     kill_and_go_on(study, "killed", [*moments, *(("publishing", k) for k in range(first + 1, third + 1, 4))])
+
+
+@pytest.mark.distributed
+def test_of_two_ranks_one_dies(study: Trainings) -> None:
+    arguments = [*ARGUMENTS, "--batch_size", "2", "--out"]
+    study.run("both", [*arguments, "both"], ranks=2)
+    for part, moment, rank in (("writing", 1, 1), ("writing", 2, 1), ("writing", 3, 0), ("publishing", 5, 0)):
+        codes = [-9, 1] if rank == 0 else [1, -9]
+        study.run("either", [*arguments, "either"], ranks=2, expect=codes, before=die(part, moment, rank))
+        assert "another rank has ended" in (study.folder / f"either.{1 - rank}.txt").read_text()
+    study.run("either", [*arguments, "either"], ranks=2)
+    assert_same_run(study, "either", "both")
 
 
 @pytest.mark.slow
