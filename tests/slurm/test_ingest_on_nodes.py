@@ -12,8 +12,6 @@ import pytest
 from shard_set_bytes import FLAGS, NUM_SHARDS, contents
 from two_nodes import STAND_INS, ended, node_down, node_up, state, submit, text, told, wait_until
 
-pytestmark = pytest.mark.slow
-
 Cohort = tuple[Path, dict[str, bytes]]
 Note = Callable[[str, str, str], None]
 SLOWLY = f"""#!{sys.executable}
@@ -56,7 +54,7 @@ def test_an_array_and_its_merge_make_the_same_bytes(cohort: Cohort, checkout: Pa
     assert contents(checkout / "shards") == wanted
 
 
-@pytest.mark.parametrize("requeue", [True, False])
+@pytest.mark.parametrize("requeue", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_node_goes_down_in_the_middle_of_an_array(
     cohort: Cohort, checkout: Path, slowly: None, requeue: bool, note: Note
 ) -> None:
@@ -101,6 +99,7 @@ def test_a_job_that_submits_its_workers_makes_the_same_bytes(cohort: Cohort, che
     assert contents(checkout / "shards") == wanted
 
 
+@pytest.mark.slow
 def test_the_job_that_holds_the_scheduler_is_requeued(cohort: Cohort, checkout: Path, slowly: None, note: Note) -> None:
     src, wanted = cohort
     job = through_dask(src)

@@ -79,7 +79,6 @@ def continued(job: str) -> list[int]:
     return [int(step) for step in re.findall(r"continuing after step (\d+) of", text(job))]
 
 
-@pytest.mark.slow
 def test_usr1_saves_and_the_job_is_queued_again(study: Path, undisturbed: Losses, note: Note) -> None:
     job = train("two")
     reach(study / "two", 5)
@@ -129,7 +128,6 @@ def test_an_urgent_job_takes_the_nodes_and_gives_them_back(study: Path, undistur
     note("preempted by a partition of higher priority", f"saved at step {continued(job)[0]}, requeued", "nothing")
 
 
-@pytest.mark.slow
 def test_a_killed_rank_ends_the_job_by_name_and_a_requeue_continues(
     study: Path, undisturbed: Losses, note: Note
 ) -> None:
