@@ -47,12 +47,21 @@ def predict_windows(
     MismatchError
         The shard set has another mask.
     """
+    model.eval()
+    with tiling_loader(model, shard_set, runs, window, batch_size, threads) as loader:
+        return window_outputs(lambda inputs: model(**inputs)["output"], shard_set, loader, model.output_scale.device)
+
+
+def tiling_loader(
+    model: BoldModel, shard_set: ShardSet, runs: Sequence[int], window: int | str, batch_size: int, threads: int
+) -> WindowLoader:
+    """Windows that tile runs, as a model takes them; arguments and errors as of `predict_windows`."""
     if not np.array_equal(model.volume.mask.cpu().numpy().astype(bool), shard_set.mask):
         raise MismatchError(
             f"{shard_set.location}: its mask ({shard_set.num_voxels} voxels) is not the model's "
             f"({model.volume.num_voxels} voxels); give the shard set of the training, or one on the same mask"
         )
-    loader = WindowLoader(
+    return WindowLoader(
         shard_set,
         runs=runs,
         window=window,
@@ -61,8 +70,6 @@ def predict_windows(
         threads=threads,
         intensity=model.size.intensity,
     )
-    model.eval()
-    return window_outputs(lambda inputs: model(**inputs)["output"], shard_set, loader, model.output_scale.device)
 
 
 @torch.no_grad()

@@ -76,18 +76,10 @@ def run_tokens(
 
 def tokens_of(context: Context, model: Any, runs: Sequence[int], orders: Sequence[Order]) -> Arrays:
     """`run_tokens` of some runs of a context's shard set, in the windows of the training."""
-    from shards.loader import WindowLoader
+    from training.predict import tiling_loader
 
     config, shard_set = context.config, context.shard_set
-    with WindowLoader(
-        shard_set,
-        runs=runs,
-        window=context.window,
-        batch_size=config.batch_size,
-        mode="tile",
-        threads=config.threads,
-        intensity=model.size.intensity,
-    ) as loader:
+    with tiling_loader(model, shard_set, runs, context.window, config.batch_size, config.threads) as loader:
         return run_tokens(model, loader, shard_set, orders, config.seed, context.ranks.device)
 
 

@@ -53,20 +53,11 @@ def window_features(
     """
     import torch
 
-    from shards.loader import WindowLoader
     from training.networks.model import inputs_of
+    from training.predict import tiling_loader
 
     device = model.output_scale.device
-    loader = WindowLoader(
-        shard_set,
-        runs=runs,
-        window=window,
-        batch_size=batch_size,
-        mode="tile",
-        threads=threads,
-        intensity=model.size.intensity,
-    )
-    with loader, torch.no_grad():
+    with tiling_loader(model, shard_set, runs, window, batch_size, threads) as loader, torch.no_grad():
         for batch in loader:
             real = (batch.run >= 0).numpy()
             features_NF = _features(model, inputs_of(batch, device), batch.num_valid.to(device))

@@ -18,11 +18,9 @@ from eval.page.methods import methods
 from eval.page.origins import hashes, stages
 from eval.page.record import FIRST_COLUMNS, metrics_json, predictions_tsv, true_text
 from eval.page.verdict import verdict
-from eval.provenance import GENERATOR, software_versions
+from eval.provenance import GENERATOR, refuse_foreign_files, software_versions, write_files
 from eval.scoring.bootstrap import Estimate
 from eval.scoring.metrics import METRICS, headline, probabilities
-from shards.errors import OutputError
-from shards.writer import write_atomic
 
 if TYPE_CHECKING:
     import jinja2
@@ -41,23 +39,12 @@ def check_out(out: Path) -> None:
     OutputError
         `out` is a file, or holds a file of one of our names that this command did not write.
     """
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"--out {out}: a file, a folder is needed; choose another name")
     marks = {
         REPORT: f'content="{GENERATOR}"',
         METRICS_FILE: f'"generator": "{GENERATOR}"',
         PREDICTIONS: "\t".join(FIRST_COLUMNS),
     }
-    for name, mark in marks.items():
-        path = out / name
-        if not path.exists():
-            continue
-        try:
-            head = path.read_bytes()[:400].decode("utf-8", errors="replace")
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be read ({error.strerror}); choose another --out") from error
-        if mark not in head:
-            raise OutputError(f"{path} was not written by eval-fmri report and is kept; choose another --out")
+    refuse_foreign_files(out, marks, "eval-fmri report")
 
 
 def write_report(evaluation: Evaluation, command: str) -> tuple[Path, ...]:
@@ -86,13 +73,8 @@ def write_report(evaluation: Evaluation, command: str) -> tuple[Path, ...]:
         PREDICTIONS: predictions_tsv(evaluation),
         REPORT: report_html(evaluation, command),
     }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"--out {out}: cannot be made ({error.strerror}); choose another folder") from error
     check_out(out)
-    for name, text in texts.items():
-        write_atomic(out / name, text)
+    write_files(out, texts)
     return tuple(out / name for name in (REPORT, METRICS_FILE, PREDICTIONS))
 
 

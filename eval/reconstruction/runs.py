@@ -153,19 +153,11 @@ def _frames(bench: Bench, shard_set: ShardSet, run: int) -> Iterator[Frames]:
     """The run's windows, by every method; each window on its own."""
     import torch
 
-    from shards.loader import WindowLoader
     from training.networks.model import inputs_of
+    from training.predict import tiling_loader
 
     device = bench.pca.device
-    loader = WindowLoader(
-        shard_set,
-        runs=[run],
-        window=bench.window,
-        batch_size=bench.batch_size,
-        mode="tile",
-        threads=bench.threads,
-        intensity=bench.model.size.intensity,
-    )
+    loader = tiling_loader(bench.model, shard_set, [run], bench.window, bench.batch_size, bench.threads)
     with loader, torch.no_grad():
         for batch in loader:
             inputs: dict[str, Any] = inputs_of(batch, device)

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from eval.config import AggregateConfig
-from eval.provenance import GENERATOR, software_versions
+from eval.provenance import GENERATOR, refuse_foreign_files, software_versions, write_files
 from eval.scoring.metrics import headline
 from eval.scoring.repeats import ModelSummary, Repeat, check_same_task, read_repeat, summarise
-from shards.errors import OutputError
-from shards.writer import write_atomic
 
 RECORD, PAGE = "aggregate.json", "aggregate.html"
 VERSION = 1
@@ -46,30 +44,10 @@ def aggregate(config: AggregateConfig) -> tuple[Path, Path]:
 
     repeats = [read_repeat(folder) for folder in config.reports]
     check_same_task(repeats)
-    check_out(config.out)
+    refuse_foreign_files(config.out, {RECORD: GENERATOR, PAGE: GENERATOR}, "eval-fmri aggregate")
     models = summarise(repeats)
-    try:
-        config.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"--out {config.out}: cannot be made ({error.strerror}); choose another folder") from error
-    write_atomic(config.out / RECORD, aggregate_json(repeats, models))
-    write_atomic(config.out / PAGE, aggregate_html(repeats, models))
+    write_files(config.out, {RECORD: aggregate_json(repeats, models), PAGE: aggregate_html(repeats, models)})
     return config.out / PAGE, config.out / RECORD
-
-
-def check_out(out: Path) -> None:
-    """Refuse a folder that cannot be written to.
-
-    Raises
-    ------
-    OutputError
-        `out` is a file, or holds a file of one of our names that this command did not write.
-    """
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"--out {out}: a file, a folder is needed; choose another name")
-    for path in (out / RECORD, out / PAGE):
-        if path.exists() and GENERATOR not in path.read_bytes()[:400].decode("utf-8", errors="replace"):
-            raise OutputError(f"{path} was not written by eval-fmri aggregate and is kept; choose another --out")
 
 
 def aggregate_json(repeats: Sequence[Repeat], models: Sequence[ModelSummary]) -> str:
