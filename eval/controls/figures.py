@@ -38,6 +38,7 @@ def similarity_figure(found: Fingerprint) -> Drawing:
             ):
                 axis.stairs(counts / max(1, counts.sum()), EDGES, fill=True, color=colour, alpha=0.55, label=label)
             axis.set_title(SOURCES[row.source])
+            axis.locator_params(axis="x", nbins=5)
             axis.set_xlim(_range(found.others[row.key] + found.own[row.key]))
             axis.set_xlabel("cosine similarity, relative to the mean subject")
         axes[0].set_ylabel("share of the pairs")

@@ -39,7 +39,8 @@ class Table:
         """For each column, whether all its cells are numbers, intervals, or missing."""
         columns = ([row[place] for row in self.rows] for place in range(len(self.columns)))
         return tuple(
-            any(NUMBER.match(cell) for cell in cells) and all(NUMBER.match(cell) or cell in MISSING for cell in cells)
+            any(NUMBER.match(cell) or cell == "undefined" for cell in cells)
+            and all(NUMBER.match(cell) or cell in MISSING for cell in cells)
             for cells in columns
         )
 

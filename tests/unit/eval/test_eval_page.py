@@ -363,8 +363,11 @@ def test_leakage_checks_are_shown_with_their_result(tmp_path: Path) -> None:
 def test_table_refuses_a_row_of_another_length_and_knows_numbers() -> None:
     with pytest.raises(ValueError, match="1 cells"):
         Table(columns=("a", "b"), rows=(("1",),))
-    rows = (("x1", "−0.1 (−0.2 to 0.3)", "12 %", "3 s"), ("y", "undefined", "0.5", "about 3"))
-    assert Table(columns=("a", "b", "c", "d"), rows=rows).is_numeric == (False, True, True, False)
+    rows = (
+        ("x1", "−0.1 (−0.2 to 0.3)", "12 %", "3 s", "undefined", ""),
+        ("y", "undefined", "0.5", "about 3", "undefined", ""),
+    )
+    assert Table(columns=tuple("abcdef"), rows=rows).is_numeric == (False, True, True, False, True, False)
 
 
 def _log(folder: Path, *events: dict[str, Any] | str) -> Path:
