@@ -8,21 +8,19 @@ a part that is there is not computed again, whoever computed it, and which rank 
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import shutil
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
+from eval.arrays import packed, unpacked
 from eval.provenance import GENERATOR, software_versions
 from eval.ranks import Ranks
-from shards.errors import CorruptShardError, OutputError
+from shards.errors import OutputError
 from shards.format import config_hash, xxh3
 from shards.writer import write_atomic
 
@@ -31,6 +29,27 @@ log = logging.getLogger(__name__)
 RECORD = "stage.json"
 VERSION = 1
 Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+def parts_of(
+    runs: Sequence[int], *, most: int = 64, least: int = 8, prefix: str = "runs"
+) -> dict[str, tuple[int, ...]]:
+    """Name of each part to its runs: a function of the runs alone, whoever computes them.
+
+    Parameters
+    ----------
+    runs : sequence of int
+        Numbers of runs.
+    most : int
+        Runs of a part at most.
+    least : int
+        Parts at least, where there are as many runs: small cohorts are cut finer, so that several ranks have something
+        to do.
+    prefix : str
+        Of the parts' names.
+    """
+    size = max(1, min(most, -(-len(runs) // least)))
+    return {f"{prefix}-{k:05d}": tuple(runs[first : first + size]) for k, first in enumerate(range(0, len(runs), size))}
 
 
 class Stage:
@@ -90,19 +109,12 @@ class Stage:
             if 0 < len(missing) < len(self.ranks.mine(names)):
                 log.info("%s: going on, %d parts are missing", self.folder.name, len(missing))
             for name in missing:
-                buffer = io.BytesIO()
-                np.savez(buffer, allow_pickle=False, **compute(name))
-                write_atomic(place / f"{name}.npz", buffer.getvalue())
+                write_atomic(place / f"{name}.npz", packed(compute(name)))
 
         self.ranks.first(lambda: self._make(place))
         self.ranks.each(work)
         for name in names:
-            path = place / f"{name}.npz"
-            try:
-                with np.load(path, allow_pickle=False) as found:
-                    yield name, dict(found)
-            except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-                raise CorruptShardError(f"{path}: cannot be read ({error}); remove it and run again") from error
+            yield name, unpacked(place / f"{name}.npz", remove="it")
 
     def finish(self, files: Mapping[str, bytes | str], facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Write the files, then the record, on rank 0; the parts are removed. Every rank gets the record.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ class RunLength(Protocol):
     def num_frames(self) -> int: ...
 
 
+T = TypeVar("T")
 Role = Literal["baseline", "control", "ours"]
 OURS = "ours"
 """Key of the model that is judged."""
@@ -107,6 +108,12 @@ class Scored:
     model: Model
     predictions: Predictions
     held_out: Predictions | None = None
+
+
+def evenly_spaced(items: Sequence[T], most: int) -> list[T]:
+    """At most so many of the items, evenly spaced, the first among them."""
+    count = min(len(items), most)
+    return [items[place * len(items) // count] for place in range(count)]
 
 
 def gather_subjects(

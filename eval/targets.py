@@ -81,6 +81,10 @@ class Target:
                 )
         return {subject: number[raw] for subject, raw in phenotype.items()}
 
+    def text(self, value: float) -> str:
+        """A true value as participants.tsv has it: the level, or the number."""
+        return self.levels[int(value)] if self.levels else f"{value:.9g}"
+
     def _number(self, subject: str, raw: str) -> float:
         try:
             value = float(raw)

@@ -56,7 +56,7 @@ def tiling_loader(
     model: BoldModel, shard_set: ShardSet, runs: Sequence[int], window: int | str, batch_size: int, threads: int
 ) -> WindowLoader:
     """Windows that tile runs, as a model takes them; arguments and errors as of `predict_windows`."""
-    if not np.array_equal(model.volume.mask.cpu().numpy().astype(bool), shard_set.mask):
+    if not has_mask_of(model, shard_set):
         raise MismatchError(
             f"{shard_set.location}: its mask ({shard_set.num_voxels} voxels) is not the model's "
             f"({model.volume.num_voxels} voxels); give the shard set of the training, or one on the same mask"
@@ -70,6 +70,11 @@ def tiling_loader(
         threads=threads,
         intensity=model.size.intensity,
     )
+
+
+def has_mask_of(model: BoldModel, shard_set: ShardSet) -> bool:
+    """Whether a model was made for the mask of a shard set."""
+    return np.array_equal(model.volume.mask.cpu().numpy().astype(bool), shard_set.mask)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eval.baselines.connectivity import subject_edges
+from eval.subjects import evenly_spaced
 
 if TYPE_CHECKING:
     from eval.baselines.protocol import Problem
@@ -169,8 +170,7 @@ def _thinned(runs: list[Singles], frames: int) -> list[npt.NDArray[np.float16]]:
     pieces = runs
     if sum(map(len, runs)) > frames:
         windows = [series[start : start + WINDOW] for series in runs for start in range(0, len(series), WINDOW)]
-        wanted = max(1, min(frames // WINDOW, len(windows)))
-        pieces = [windows[place * len(windows) // wanted] for place in range(wanted)]
+        pieces = evenly_spaced(windows, max(1, frames // WINDOW))
     return [piece.astype(np.float16) for piece in pieces]
 
 

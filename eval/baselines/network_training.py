@@ -15,6 +15,7 @@ from eval.baselines.network_inputs import Batch, Inputs
 from eval.baselines.outcome import Outcome
 from eval.baselines.restarts import Restart
 from eval.scoring.metrics import Floats
+from eval.subjects import evenly_spaced
 
 WEIGHT_DECAY = 0.01
 SUBJECTS_A_STEP = 32
@@ -78,7 +79,7 @@ def train(
     if not restart.stops:
         steps(FIXED_STEPS)
         return Trained(network=network.eval(), steps=FIXED_STEPS)
-    watched = _spread(restart.stops, MOST_WATCHED)
+    watched = evenly_spaced(restart.stops, MOST_WATCHED)
     batches = list(inputs.whole(watched))
     code = outcome.encode([y[subject] for subject in watched])
     check_every = max(CHECK_EVERY, sum(len(batch.values) for batch in batches) // SUBJECTS_A_STEP)
@@ -98,11 +99,6 @@ def outputs(network: nn.Module, inputs: Inputs, subjects: Sequence[str]) -> Floa
     """The network's output for each subject, the mean over its windows by frames, shape (N, K)."""
     found: Floats = _means(network, inputs.whole(subjects), len(subjects)).double().cpu().numpy()
     return found
-
-
-def _spread(subjects: Sequence[str], most: int) -> list[str]:
-    wanted = min(len(subjects), most)
-    return [subjects[place * len(subjects) // wanted] for place in range(wanted)]
 
 
 def _draws(learns: Sequence[str], rng: np.random.Generator) -> Iterator[list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from eval.arrays import packed, unpacked
 from eval.baselines.catalogue import all_baselines, chosen
 from eval.baselines.images import Amplitude
 from eval.baselines.protocol import Baseline, NotAvailable, Problem
@@ -155,7 +155,7 @@ def _fit(
         "subjects": {"train": len(problem.y_train), "val": len(problem.y_val), "scored": len(to_score)},
     }
     rows = [_of_arrays(Model(**model), arrays, context, problem) for model in models]
-    return stage.finish({OUTPUTS: _packed(arrays), TABLE: _table(rows, context.target)}, facts)
+    return stage.finish({OUTPUTS: packed(arrays), TABLE: _table(rows, context.target)}, facts)
 
 
 def _part(baseline: Baseline, problem: Problem, to_score: tuple[str, ...]) -> Arrays:
@@ -181,8 +181,7 @@ def _model(baseline: Baseline, note: str) -> Model:
 
 
 def _scored(stage: Stage, record: Mapping[str, Any], context: Context, problem: Problem) -> list[Scored]:
-    with np.load(stage.folder / OUTPUTS, allow_pickle=False) as arrays:
-        found = dict(arrays)
+    found = unpacked(stage.folder / OUTPUTS)
     return [_of_arrays(Model(**model), found, context, problem) for model in record["facts"]["models"]]
 
 
@@ -197,12 +196,6 @@ def _of_arrays(model: Model, arrays: Mapping[str, npt.NDArray[Any]], context: Co
         predictions=rows(context.config.subset, "subjects", model.key, context.values),
         held_out=rows(HELD_OUT, f"{held_out}_subjects", held_out, problem.y_fit) if len(arrays[held_out]) else None,
     )
-
-
-def _packed(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
-    return buffer.getvalue()
 
 
 def _table(scored: list[Scored], target: Target) -> str:

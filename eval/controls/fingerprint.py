@@ -9,7 +9,6 @@ over a run, so that the means of its halves are opposite and say nothing about a
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,15 +18,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from eval.arrays import packed, unpacked
 from eval.context import Context
 from eval.controls.retrieval import chance, mean_average_precision, rank_1, ranks, similarities
 from eval.controls.sides import LEAST_SUBJECTS, Sides, Span, compared
 from eval.controls.tokens import tokens_of, windows_of
 from eval.parcels.parcels import connectivity
 from eval.parcels.series import RegionSeries, parcels_hash
-from eval.prediction.windows import parts_of
+from eval.prediction.windows import run_parts
 from eval.scoring.metrics import Floats
 from eval.stages import Arrays, Stage
+from eval.subjects import evenly_spaced
 
 if TYPE_CHECKING:
     import torch
@@ -143,9 +144,7 @@ def fingerprint(context: Context, regions: RegionSeries | None = None) -> Finger
 
 def _spread(subjects: Iterable[str]) -> list[str]:
     """At most `MOST_SUBJECTS`, evenly spread over their labels."""
-    everyone = sorted(subjects)
-    count = min(len(everyone), MOST_SUBJECTS)
-    return [everyone[index * len(everyone) // count] for index in range(count)]
+    return evenly_spaced(sorted(subjects), MOST_SUBJECTS)
 
 
 def _files(
@@ -164,10 +163,8 @@ def _files(
             own = np.eye(len(similarity), dtype=bool)
             drawn[f"own_{row.key}"] = np.histogram(similarity[own], EDGES)[0]
             drawn[f"others_{row.key}"] = np.histogram(similarity[~own], EDGES)[0]
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **drawn)
     text = json.dumps({"parcels": description, "rows": [asdict(row) for row in rows]}, indent=1)
-    return {RESULT: text + "\n", SIMILARITIES: buffer.getvalue()}
+    return {RESULT: text + "\n", SIMILARITIES: packed(drawn)}
 
 
 def _our_vectors(context: Context, stage: Stage, spans: Sequence[Span]) -> Vector:
@@ -175,7 +172,7 @@ def _our_vectors(context: Context, stage: Stage, spans: Sequence[Span]) -> Vecto
     by_run: dict[int, list[Span]] = {}
     for span in spans:
         by_run.setdefault(span.run, []).append(span)
-    parts = parts_of(sorted(by_run))
+    parts = run_parts(sorted(by_run))
 
     def compute(name: str) -> Arrays:
         tokens = tokens_of(context, context.model, parts[name], ("kept",))
@@ -267,6 +264,6 @@ def _identification(source: str, comparison: str, similarity: Floats) -> Identif
 def _read(stage: Stage) -> Fingerprint:
     found = json.loads((stage.folder / RESULT).read_text())
     rows = tuple(Identification(**row) for row in found["rows"])
-    with np.load(stage.folder / SIMILARITIES, allow_pickle=False) as arrays:
-        own, others = ({row.key: arrays[f"{name}_{row.key}"] for row in rows} for name in ("own", "others"))
+    arrays = unpacked(stage.folder / SIMILARITIES)
+    own, others = ({row.key: arrays[f"{name}_{row.key}"] for row in rows} for name in ("own", "others"))
     return Fingerprint(rows=rows, own=own, others=others, parcels=found["parcels"])

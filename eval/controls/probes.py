@@ -12,10 +12,10 @@ from eval.context import Context
 from eval.controls.refit import Head, head_of, mean_features, refit, whitened_on
 from eval.controls.table import read_outputs, write_outputs
 from eval.controls.tokens import Arrays, Order, tokens_of, windows_of
-from eval.prediction.windows import asked, parts_of, subjects_of_parts
+from eval.prediction.windows import asked, predictions_by_part, run_parts, scored, subjects_of_parts
 from eval.scoring.metrics import Floats
 from eval.stages import Stage
-from eval.subjects import Model, Scored, predictions
+from eval.subjects import Model, Scored
 from shards.format import config_hash
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class _Parts:
     """Tokens of all runs, computed part by part and read as often as needed."""
 
     def __init__(self, context: Context, stage: Stage, runs: list[int]) -> None:
-        self.context, self.stage, self.runs = context, stage, parts_of(runs)
+        self.context, self.stage, self.runs = context, stage, run_parts(runs)
         self.model = cache(self._model)
 
     def windows(self, control: Control) -> Iterator[Windows]:
@@ -197,11 +197,6 @@ def _scored(
     fitted: Mapping[str, Any],
     subjects: Mapping[str, tuple[str, ...]],
 ) -> Scored:
-    subset = context.config.subset
-    by_part = {
-        part: predictions(control.key, part, {subject: outputs[subject] for subject in members}, context.values)
-        for part, members in subjects.items()
-    }
     model = Model(
         key=control.key,
         label=control.label,
@@ -209,7 +204,7 @@ def _scored(
         sees=control.sees,
         note=_note(control, fitted.get(control.key), context.config.seed),
     )
-    return Scored(model=model, predictions=by_part[subset], held_out=by_part.get("val") if subset != "val" else None)
+    return scored(context, model, predictions_by_part(context, control.key, outputs, subjects))
 
 
 def _note(control: Control, fitted: Mapping[str, Any] | None, seed: int) -> str:

@@ -14,6 +14,7 @@ from eval.controls.probes import CONTROLS
 from eval.controls.sides import COMPARISONS
 from eval.page.prose import interval, listed, number
 from eval.page.section import Section, Table
+from eval.page.verdict import standing
 from eval.scoring.assessment import Assessment, Row
 from eval.scoring.metrics import Kind, headline
 from eval.subjects import OURS
@@ -69,7 +70,7 @@ def _what_order_is_worth(assessment: Assessment, target: Target) -> str:
     """In words: does shuffled time cost anything, and is anything left?"""
     metric, row = headline(target.kind), assessment.row("shuffled")
     found = f"{metric.label} is {number(row.scores[metric.key].value)} ({interval(row.scores[metric.key])})"
-    if not _is_ahead(row):
+    if standing(row) != "ahead":
         return (
             f"With time shuffled and the head refitted, {found}. The interval of our lead over it includes 0: nothing "
             "here shows that our model needs the order of frames. Static connectivity, which has no order, can "
@@ -93,16 +94,12 @@ def _what_is_left(row: Row, key: str, chance: float) -> str:
 def _what_training_is_worth(assessment: Assessment, target: Target) -> str:
     metric, row = headline(target.kind), assessment.row("untrained")
     found = f"{metric.label} is {number(row.scores[metric.key].value)} ({interval(row.scores[metric.key])})"
-    if _is_ahead(row):
+    if standing(row) == "ahead":
         return f"With random weights, {found}: what encoder and transformer have learnt is worth the difference."
     return (
         f"With random weights, {found}; the interval of our lead over it includes 0, so that nothing here shows that "
         "training encoder and transformer was worth it."
     )
-
-
-def _is_ahead(row: Row) -> bool:
-    return row.advantage is not None and row.advantage.low > 0
 
 
 def fingerprint_section(found: Fingerprint) -> Section | None:

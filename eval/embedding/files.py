@@ -10,11 +10,11 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
+from eval.arrays import packed, unpacked
 from eval.embedding.embeddings import Vectors, WindowTable
 from shards.errors import CorruptShardError, UsageError
 
@@ -79,30 +79,26 @@ def _texts(values: Sequence[str]) -> npt.NDArray[np.str_]:
 
 
 def _packed(columns: Columns, file_format: str) -> bytes:
-    buffer = io.BytesIO()
     if file_format == "npz":
-        np.savez(buffer, allow_pickle=False, **columns)
-        return buffer.getvalue()
+        return packed(columns)
     import pyarrow as pa
     from pyarrow import parquet
 
     vectors = np.ascontiguousarray(columns[EMBEDDING], dtype=np.float32)
     listed = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
     others = {name: pa.array(values) for name, values in columns.items() if name != EMBEDDING}
+    buffer = io.BytesIO()
     parquet.write_table(pa.table(others | {EMBEDDING: listed}), buffer)
     return buffer.getvalue()
 
 
 def _unpacked(path: Path) -> dict[str, npt.NDArray[Any]]:
+    if path.suffix == ".npz":
+        return unpacked(path)
     try:
-        return _from_npz(path) if path.suffix == ".npz" else _from_parquet(path)
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        return _from_parquet(path)
+    except (OSError, ValueError, KeyError) as error:
         raise CorruptShardError(f"{path}: cannot be read ({error}); remove its folder and run again") from error
-
-
-def _from_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
-    with np.load(path, allow_pickle=False) as found:
-        return dict(found)
 
 
 def _from_parquet(path: Path) -> dict[str, npt.NDArray[Any]]:

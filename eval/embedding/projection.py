@@ -45,11 +45,8 @@ def neighbour_map(vectors_SE: npt.ArrayLike, part: Sequence[str], seed: int) -> 
 
 def target_texts(context: Context, subjects: Sequence[str]) -> list[str]:
     """Target of each subject in words or original units; 'n/a' where it has none."""
-    levels, values = context.target.levels, context.values
-    return [
-        MISSING if who not in values else levels[int(values[who])] if levels else f"{values[who]:.9g}"
-        for who in subjects
-    ]
+    target, values = context.target, context.values
+    return [target.text(values[who]) if who in values else MISSING for who in subjects]
 
 
 def mean_motion(context: Context, subjects: Sequence[str]) -> Floats:

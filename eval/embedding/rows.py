@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,18 +17,8 @@ from eval.embedding.basis import Basis
 from eval.embedding.embeddings import WindowTable
 from eval.embedding.features import FeatureBatch, run_means, window_features
 
-if TYPE_CHECKING:
-    from training.networks.model import BoldModel
-
 Floats = npt.NDArray[np.float64]
 Arrays = Mapping[str, npt.NDArray[Any]]
-
-
-def head_of(model: BoldModel) -> tuple[Floats, Floats]:
-    """Weight `(K, F)` and bias `(K,)` from pooled features to outputs in the target's own units."""
-    parts = (model.head.weight, model.head.bias, model.output_scale, model.output_shift)
-    weight_KF, bias_K, scale_K, shift_K = (part.detach().double().cpu().numpy() for part in parts)
-    return weight_KF * scale_K[:, None], bias_K * scale_K + shift_K
 
 
 def subject_means(context: Context, parts: Sequence[Arrays]) -> Floats:

@@ -7,7 +7,6 @@ Shapes: N window, R run, S subject, F feature, E dimension, K output.
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import math
@@ -16,22 +15,21 @@ from typing import Any
 
 import numpy as np
 
+from eval.arrays import packed
 from eval.context import Context
+from eval.controls.refit import head_of
 from eval.embedding.basis import Basis, fit_basis, fitted_subjects
 from eval.embedding.embeddings import Embeddings
 from eval.embedding.features import run_means, window_features
 from eval.embedding.files import check_format, read_subjects, subjects_bytes, windows_bytes
 from eval.embedding.projection import neighbour_map, projection_table, read_neighbours
-from eval.embedding.rows import Arrays, embedded_runs, head_of, subject_means, subject_vectors, window_table
-from eval.stages import Stage
+from eval.embedding.rows import Arrays, embedded_runs, subject_means, subject_vectors, window_table
+from eval.stages import Stage, parts_of
 from shards.errors import UsageError
 from shards.splits import PARTS
 
 log = logging.getLogger(__name__)
 
-RUNS_PER_PART = 64
-LEAST_PARTS = 8
-"""Small cohorts are cut finer, so that several ranks have something to do."""
 LEAST_SUBJECTS = 3
 PROJECTION = "projection.tsv"
 
@@ -82,7 +80,7 @@ def _compute(context: Context, stage: Stage, file_format: str) -> dict[str, Any]
         )
     basis = _basis(context, stage, fitted)
     everyone = tuple(sorted(who for part in PARTS for who in context.split.subjects(part)))
-    runs = _in_parts(context.runs(everyone), "windows")
+    runs = parts_of(context.runs(everyone), prefix="windows")
     log.info("embeddings: %d dimensions of %d runs", len(basis.components), sum(map(len, runs.values())))
     found = [arrays for _, arrays in stage.parts(list(runs), lambda name: embedded_runs(context, runs[name], basis))]
     facts = _facts(context, basis, fitted, found) | {"file_format": file_format}
@@ -92,16 +90,10 @@ def _compute(context: Context, stage: Stage, file_format: str) -> dict[str, Any]
     return stage.finish(files, facts)
 
 
-def _in_parts(runs: Sequence[int], prefix: str) -> dict[str, tuple[int, ...]]:
-    """Name of each part to its runs."""
-    size = max(1, min(RUNS_PER_PART, -(-len(runs) // LEAST_PARTS)))
-    return {f"{prefix}-{k:05d}": tuple(runs[first : first + size]) for k, first in enumerate(range(0, len(runs), size))}
-
-
 def _basis(context: Context, stage: Stage, fitted: tuple[str, ...]) -> Basis:
     """Components of the fitted subjects; one rank makes them, and they are kept, so that all windows get the same."""
     config = context.config
-    runs = _in_parts(context.runs(fitted), "fit")
+    runs = parts_of(context.runs(fitted), prefix="fit")
 
     def features(name: str) -> Arrays:
         batches = window_features(
@@ -113,7 +105,8 @@ def _basis(context: Context, stage: Stage, fitted: tuple[str, ...]) -> Basis:
     means = [arrays for _, arrays in stage.parts(list(runs), features)]
 
     def components(name: str) -> Arrays:
-        return fit_basis(subject_means(context, means), *head_of(context.model), config.seed).arrays()
+        head = head_of(context.model.state_dict())
+        return fit_basis(subject_means(context, means), head.weight, head.bias, config.seed).arrays()
 
     ((_, found),) = stage.parts(["basis"], components)
     return Basis.from_arrays(found)
@@ -156,13 +149,11 @@ def _files(
     vectors = subject_vectors(table, everyone)
     part_of = context.split.part_of
     part = tuple(part_of[who] for who in everyone)
-    components = io.BytesIO()
-    np.savez(components, allow_pickle=False, **basis.arrays())
     map_S2 = neighbour_map(vectors, part, context.config.seed)
     return {
         f"windows.{file_format}": windows_bytes(table, file_format),
         f"subjects.{file_format}": subjects_bytes(everyone, part, vectors, file_format),
-        "basis.npz": components.getvalue(),
+        "basis.npz": packed(basis.arrays()),
         PROJECTION: projection_table(context, everyone, part, vectors, map_S2),
         "embeddings.json": json.dumps(dict(facts), indent=1, allow_nan=False) + "\n",
     }

@@ -5,23 +5,19 @@ Shapes: S subject, K output, V voxel, C class.
 
 from __future__ import annotations
 
-import gzip
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from eval.arrays import map_image
 from eval.explain.attention import Attention
 from eval.scoring.metrics import Floats
 from eval.targets import Target
-
-if TYPE_CHECKING:
-    from shards.format import Grid
 
 MAPS = "maps.npz"
 GROUP, Z, IMPORTANCE = (f"attribution_{what}_stat.nii.gz" for what in ("group", "group-z", "smoothgradsq"))
@@ -138,35 +134,12 @@ class Explanation:
 
     def image(self, values_V: Floats) -> Any:
         """The values as a `nibabel.Nifti1Image` on the grid, 0 outside the mask."""
-        return _image(values_V, self.mask, self.affine)
+        return map_image(values_V, self.mask, self.affine)
 
 
 def class_file(level: str, number: int) -> str:
     """Name of the map of a class; levels are free text, file names are not."""
     return f"attribution_class-{number}{re.sub('[^A-Za-z0-9]', '', level)[:40]}_stat.nii.gz"
-
-
-def to_nifti(values_V: Floats, mask: npt.NDArray[np.bool_], grid: Grid) -> bytes:
-    """A `.nii.gz` of float32 values on the grid of a shard set, 0 outside the mask; the same bytes every time."""
-    image = _image(values_V, mask, np.asarray(grid.affine))
-    return gzip.compress(image.to_bytes(), compresslevel=6, mtime=0)
-
-
-def _image(values_V: Floats, mask: npt.NDArray[np.bool_], affine: Floats) -> Any:
-    import nibabel
-
-    dense = np.zeros(mask.shape, dtype=np.float32)
-    dense[mask] = values_V
-    image = nibabel.Nifti1Image(dense, affine)
-    image.header.set_xyzt_units("mm")
-    return image
-
-
-def arrays_to_bytes(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
-    """An uncompressed npz."""
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
-    return buffer.getvalue()
 
 
 def subjects_table(subjects: Sequence[Explained], target: Target) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from eval.arrays import packed, to_nifti, unpacked
 from eval.context import Context
 from eval.explain.attention import Attention, add_up, attention_matters
 from eval.explain.explanation import (
@@ -23,10 +24,8 @@ from eval.explain.explanation import (
     Explanation,
     Randomised,
     Z,
-    arrays_to_bytes,
     class_file,
     subjects_table,
-    to_nifti,
 )
 from eval.explain.groups import (
     against_shuffles,
@@ -111,7 +110,7 @@ def _files(context: Context, arrays: Arrays, explained: Sequence[Explained]) -> 
         if f"class_{number}" in arrays:
             values[class_file(level, number)] = arrays[f"class_{number}"]
     files: dict[str, bytes | str] = {name: to_nifti(each, mask, grid) for name, each in values.items()}
-    files[MAPS] = arrays_to_bytes(arrays)
+    files[MAPS] = packed(arrays)
     files["subjects.tsv"] = subjects_table(explained, context.target)
     return files
 
@@ -187,8 +186,7 @@ def read_explanation(
 ) -> Explanation:
     """The result of a stage that is done, from its facts and its files."""
     target, tr_s = context.target, facts["tr_s"]
-    with np.load(folder / MAPS, allow_pickle=False) as stored:
-        arrays = dict(stored)
+    arrays = unpacked(folder / MAPS)
     classes = {level: arrays.get(f"class_{k}") for k, level in enumerate(target.levels)}
     return Explanation(
         target=target,

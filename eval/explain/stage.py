@@ -75,14 +75,13 @@ def explain(context: Context, subjects: int, windows: int, steps: int, noise_sam
         )
     options = {"windows": windows, "steps": steps, "noise_samples": noise_samples, "seed": context.config.seed}
     stage = context.stage("explain", subset=context.config.subset, subjects=list(chosen), **options)
-    if context.ranks.first(stage.record) is None:
+    record = context.ranks.first(stage.record)
+    if record is None:
         work = _Work(context, chosen, options)
         log.info("explain: %d subjects, %d maps", len(chosen), len(work.names))
         found = dict(stage.parts(work.names, work.part))
         files, facts = results(context, chosen, found, work.twins) if context.ranks.is_first else ({}, {})
-        stage.finish(files, facts)
-    record = context.ranks.first(stage.record)
-    assert record is not None, "a stage that is finished has a record"
+        record = stage.finish(files, facts)
     return read_explanation(
         context, record["facts"], folder=stage.folder, files=tuple(sorted(record["files"])), options=options
     )
@@ -107,12 +106,13 @@ class _Work:
         key, subject = name.split("_", 1)
         context, ours = self.context, key == OURS
         windows = read_windows(context, subject, self.options["windows"])
+        num_outputs = len(context.target.output_names)
         model = context.model if ours else self._shuffled(key)
         found = [
             attribute(
                 model,
                 window,
-                margins(np.array([context.values[subject]]), context.target.kind, self._num_outputs())[0].tolist(),
+                margins(np.array([context.values[subject]]), context.target.kind, num_outputs)[0].tolist(),
                 steps=self.options["steps"] if ours else min(self.options["steps"], RANDOMISED_STEPS),
                 noise_samples=self.options["noise_samples"] if ours else 0,
                 batch_size=context.config.batch_size,
@@ -136,9 +136,6 @@ class _Work:
             "background_V": np.mean([context.shard_set.statistics(run).mean for run in runs], axis=0),
             **{f"attention_{name}": np.asarray(value) for name, value in asdict(attention).items()},
         }
-
-    def _num_outputs(self) -> int:
-        return max(1, len(self.context.target.levels)) if self.context.target.kind == "multiclass" else 1
 
     def _shuffled(self, key: str) -> nn.Module:
         """The model with shuffled weights of that name; one is kept."""

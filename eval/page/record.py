@@ -12,7 +12,6 @@ from eval.page.verdict import verdict
 from eval.provenance import GENERATOR, software_versions
 from eval.scoring.assessment import Row
 from eval.scoring.metrics import headline, probabilities
-from eval.targets import Target
 
 if TYPE_CHECKING:
     from eval.evaluation import Evaluation
@@ -85,11 +84,6 @@ def predictions_tsv(evaluation: Evaluation) -> str:
             outputs = [f"{value:.9g}" for value in predicted.output[index]]
             if extra:
                 outputs.append(f"{probabilities(predicted.output[index : index + 1], 'binary')[0, 1]:.9g}")
-            true = true_text(target, float(predicted.y_true[index]))
+            true = target.text(float(predicted.y_true[index]))
             lines.append("\t".join((predicted.model, subject, predicted.subset, true, *outputs)))
     return "\n".join(lines) + "\n"
-
-
-def true_text(target: Target, value: float) -> str:
-    """A true value as participants.tsv has it."""
-    return f"{value:.9g}" if target.kind == "regression" else target.levels[int(value)]

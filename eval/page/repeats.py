@@ -12,6 +12,7 @@ from eval.page.canvas import CLASS_COLOURS, Drawing, drawn
 from eval.page.prose import counted, number, p_number
 from eval.page.report import page_environment
 from eval.page.section import Table
+from eval.page.verdict import SIGNIFICANT
 from eval.provenance import GENERATOR, software_versions
 from eval.scoring.metrics import METRICS, headline
 from eval.scoring.repeats import ModelSummary, Repeat, Spread
@@ -20,7 +21,6 @@ from eval.subjects import OURS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SIGNIFICANT = 0.05
 LEGEND_SPLITS = 6
 
 

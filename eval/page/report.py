@@ -16,11 +16,12 @@ from eval.page.forest import forest, grouped
 from eval.page.limits import limits
 from eval.page.methods import methods
 from eval.page.origins import hashes, stages
-from eval.page.record import FIRST_COLUMNS, metrics_json, predictions_tsv, true_text
+from eval.page.record import FIRST_COLUMNS, metrics_json, predictions_tsv
 from eval.page.verdict import verdict
 from eval.provenance import GENERATOR, refuse_foreign_files, software_versions, write_files
 from eval.scoring.bootstrap import Estimate
 from eval.scoring.metrics import METRICS, headline, probabilities
+from eval.scoring.repeats import METRICS_FILE
 
 if TYPE_CHECKING:
     import jinja2
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from eval.evaluation import Evaluation
     from eval.guards import Check
 
-REPORT, METRICS_FILE, PREDICTIONS = "report.html", "metrics.json", "predictions.tsv"
+REPORT, PREDICTIONS = "report.html", "predictions.tsv"
 
 
 def check_out(out: Path) -> None:
@@ -153,7 +154,7 @@ def _subject_lines(evaluation: Evaluation) -> list[tuple[str, str, str]]:
         said = [
             ", ".join(f"{level} {share:.2f}" for level, share in zip(target.levels, row, strict=True)) for row in shares
         ]
-    truths = [true_text(target, float(value)) for value in predicted.y_true]
+    truths = [target.text(float(value)) for value in predicted.y_true]
     return list(zip(predicted.subjects, truths, said, strict=True))
 
 

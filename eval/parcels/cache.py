@@ -11,7 +11,6 @@ written to, or that lies behind a URL, is kept for in the results' folder instea
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import os
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from eval.arrays import packed
 from eval.parcels.blocks import compute
 from eval.provenance import GENERATOR
 from eval.ranks import Ranks
@@ -122,9 +122,7 @@ class RunCache:
             runs = members[name]
             values = compute([self.lazy(run) for run in runs], threads, f"{self.shard_set.location}/{name}")
             arrays = {self.shard_set.runs[run].run_id: value for run, value in zip(runs, values, strict=True)}
-            buffer = io.BytesIO()
-            np.savez(buffer, allow_pickle=False, **arrays)
-            write_atomic(place / _file(self._shards[name]), buffer.getvalue())
+            write_atomic(place / _file(self._shards[name]), packed(arrays))
             if time.monotonic() - told > TELL_EVERY_S:
                 told = time.monotonic()
                 log.info("%s: %d of %d shards of this rank", self._what, number + 1, len(names))

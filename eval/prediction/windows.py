@@ -6,7 +6,6 @@ neither changes a number; a part is one rank's whole work, with batches that no 
 
 from __future__ import annotations
 
-import io
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from eval.arrays import packed, unpacked
 from eval.context import Context, subjects_to_score
-from eval.scoring.metrics import probabilities
-from eval.stages import Arrays, Stage
+from eval.scoring.metrics import Floats, probabilities
+from eval.stages import Arrays, Stage, parts_of
 from eval.subjects import Model, Predictions, Scored, gather_subjects, predictions
-from eval.targets import Target
 from shards.format import config_hash
 
 if TYPE_CHECKING:
@@ -34,7 +33,6 @@ FIELDS = ("run", "start", "num_frames", "output")
 RUNS_PER_PART = 64
 SAY_EVERY_S = 20.0
 LEAST_PARTS = 16
-"""Small cohorts are cut finer than `RUNS_PER_PART`, so that several ranks have something to do."""
 
 
 def predict(context: Context, model: Model, stage: Stage, window: int | str, load: Callable[[], BoldModel]) -> Scored:
@@ -56,12 +54,9 @@ def predict(context: Context, model: Model, stage: Stage, window: int | str, loa
     subjects = subjects_of_parts(context)
     runs = context.runs(tuple(who for part in subjects.values() for who in part))
     record = context.ranks.first(stage.record)
-    windows = _read(stage) if record is not None else _compute(context, stage, runs, window, load)
+    windows = unpacked(stage.folder / WINDOWS) if record is not None else _compute(context, stage, runs, window, load)
     outputs = gather_subjects(_rows(windows), context.shard_set.runs, runs, context.target.kind)
-    by_part = {
-        part: predictions(model.key, part, {who: outputs[who] for who in members}, context.values)
-        for part, members in subjects.items()
-    }
+    by_part = predictions_by_part(context, model.key, outputs, subjects)
     if record is None:
         facts = {
             "model": asdict(model),
@@ -71,8 +66,23 @@ def predict(context: Context, model: Model, stage: Stage, window: int | str, loa
         }
         files: dict[str, bytes | str] = {}
         if context.ranks.is_first:
-            files = {WINDOWS: _packed(windows), TABLE: _table(context, by_part)}
+            files = {WINDOWS: packed(windows), TABLE: _table(context, by_part)}
         stage.finish(files, facts)
+    return scored(context, model, by_part)
+
+
+def predictions_by_part(
+    context: Context, key: str, outputs: Mapping[str, Floats], subjects: Mapping[str, tuple[str, ...]]
+) -> dict[str, Predictions]:
+    """What a model says of the subjects of each part."""
+    return {
+        part: predictions(key, part, {who: outputs[who] for who in members}, context.values)
+        for part, members in subjects.items()
+    }
+
+
+def scored(context: Context, model: Model, by_part: Mapping[str, Predictions]) -> Scored:
+    """A model with what it says; the validation subjects, unless they are the scored ones, choose its threshold."""
     subset = context.config.subset
     return Scored(model=model, predictions=by_part[subset], held_out=by_part.get("val") if subset != "val" else None)
 
@@ -96,11 +106,9 @@ def subjects_of_parts(context: Context) -> dict[str, tuple[str, ...]]:
     return found | ({"val": held_out} if held_out else {})
 
 
-def parts_of(runs: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    """Name of each part to its runs: a function of the runs alone, whoever computes them."""
-    size = min(RUNS_PER_PART, -(-len(runs) // LEAST_PARTS))
-    starts = range(0, len(runs), max(1, size))
-    return {f"runs-{number:05d}": tuple(runs[start : start + size]) for number, start in enumerate(starts)}
+def run_parts(runs: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """`eval.stages.parts_of`, of the size of predictions."""
+    return parts_of(runs, most=RUNS_PER_PART, least=LEAST_PARTS)
 
 
 def _compute(
@@ -109,7 +117,7 @@ def _compute(
     """Arrays of `FIELDS` over all windows, by run and start; this rank computes its share of the parts."""
     from training.predict import predict_windows
 
-    parts, config = parts_of(runs), context.config
+    parts, config = run_parts(runs), context.config
     log.info("%s: %d runs in %d parts", stage.folder.name, len(runs), len(parts))
     said = time.monotonic()
 
@@ -124,17 +132,6 @@ def _compute(
 
     found = [arrays for _, arrays in stage.parts(list(parts), compute)]
     return {field: np.concatenate([arrays[field] for arrays in found]) for field in FIELDS}
-
-
-def _read(stage: Stage) -> dict[str, npt.NDArray[Any]]:
-    with np.load(stage.folder / WINDOWS, allow_pickle=False) as found:
-        return dict(found)
-
-
-def _packed(windows: Mapping[str, npt.NDArray[Any]]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **windows)
-    return buffer.getvalue()
 
 
 def _rows(windows: Mapping[str, npt.NDArray[Any]]) -> Iterator[dict[str, Any]]:
@@ -153,10 +150,6 @@ def _table(context: Context, by_part: Mapping[str, Predictions]) -> str:
             output = found.output[index : index + 1]
             told = [*output[0], *(probabilities(output, target.kind)[0, 1:] if extra else ())]
             seen = (str(len(cohort.runs[subject])), str(cohort.num_frames(subject)))
-            true = _true_text(target, float(found.y_true[index]))
+            true = target.text(float(found.y_true[index]))
             lines.append("\t".join((subject, part, *seen, true, *(f"{value:.9g}" for value in told))))
     return "\n".join(lines) + "\n"
-
-
-def _true_text(target: Target, value: float) -> str:
-    return target.levels[int(value)] if target.levels else f"{value:.9g}"

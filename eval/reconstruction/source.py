@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from eval.context import Context
 from eval.lineage import ancestors
 from shards.errors import MismatchError, UsageError
@@ -74,6 +72,7 @@ def open_source(context: Context, pretrained: Path | None) -> Source | None:
 def _open(context: Context, folder: Path) -> Source:
     from shards.splits import load_split
     from training.checkpoints.export import SPLIT, rebuild
+    from training.predict import has_mask_of
 
     model, description = rebuild(folder, context.ranks.device)
     if description["phase"] not in (1, 2):
@@ -81,7 +80,7 @@ def _open(context: Context, folder: Path) -> Source:
             f"--pretrained {folder}: a phase-{description['phase']} run, which has no decoder; give the phase-1 or "
             "phase-2 run that the checkpoint started from"
         )
-    if not np.array_equal(model.volume.mask.cpu().numpy().astype(bool), context.shard_set.mask):
+    if not has_mask_of(model, context.shard_set):
         raise MismatchError(
             f"--pretrained {folder}: its mask has {model.volume.num_voxels} voxels and is not that of "
             f"{context.shard_set.location} ({context.shard_set.num_voxels} voxels); give a run on the same shard set"

@@ -5,26 +5,23 @@ Shapes: S subject, R run, V voxel, D component, M method, F frequency bin.
 
 from __future__ import annotations
 
-import gzip
-import io
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
+from eval.arrays import packed, to_nifti, unpacked
 from eval.context import Context, subjects_to_score
 from eval.parcels.parcels import geometric_parcels
 from eval.reconstruction.frames import components_of, sample_frames
 from eval.reconstruction.methods import Method, methods_of
 from eval.reconstruction.runs import MEASURES, OURS, Arrays, Bench, by_subject, example_run, measure_run
 from eval.reconstruction.source import Source, open_source
-from eval.stages import Stage
-from shards.errors import CorruptShardError
+from eval.stages import Stage, parts_of
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +29,9 @@ Floats = npt.NDArray[np.float64]
 
 FOLDER = "reconstruction"
 RUNS_PER_PART = 16
-LEAST_PARTS = 8
-"""Small cohorts are cut finer, so that several ranks have something to do."""
 RESULT, TABLE, MAP = "reconstruction.npz", "subjects.tsv", "temporal_correlation.nii.gz"
+EXAMPLE = "example_"
+"""How the names of the example's arrays begin in `RESULT`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +143,7 @@ def _compute(context: Context, stage: Stage, source: Source, subjects: tuple[str
 
 def _measured(context: Context, stage: Stage, bench: Bench, runs: Sequence[int]) -> dict[int, Arrays]:
     """What `measure_run` says of each run."""
-    size = max(1, min(RUNS_PER_PART, -(-len(runs) // LEAST_PARTS)))
-    parts = {f"runs-{k:05d}": runs[first : first + size] for k, first in enumerate(range(0, len(runs), size))}
+    parts = parts_of(runs, most=RUNS_PER_PART)
     log.info("reconstruction: %d runs in %d parts", len(runs), len(parts))
 
     def compute(name: str) -> Arrays:
@@ -179,19 +175,19 @@ def _files(
     together = {name: np.stack([values[who] for who in subjects]) for name, values in means.items()}
     count_V = np.isfinite(together["map"]).sum(axis=0)
     map_V = np.where(count_V > 0, np.nansum(together["map"], axis=0) / np.maximum(count_V, 1), np.nan)
-    buffer = io.BytesIO()
-    arrays = {f"example_{name}": values for name, values in example.items()}
-    np.savez(
-        buffer,
-        allow_pickle=False,
-        subjects=np.array(subjects, dtype=np.str_),
-        measures=together["measures"],
-        power=together["power"],
-        map=map_V.astype(np.float32),
-        **arrays,
-    )
-    table = _table(bench.methods, subjects, together["measures"])
-    return {RESULT: buffer.getvalue(), TABLE: table, MAP: _nifti(context, map_V)}
+    arrays = {
+        "subjects": np.array(subjects, dtype=np.str_),
+        "measures": together["measures"],
+        "power": together["power"],
+        "map": map_V.astype(np.float32),
+    }
+    arrays |= {f"{EXAMPLE}{name}": values for name, values in example.items()}
+    shard_set = context.shard_set
+    return {
+        RESULT: packed(arrays),
+        TABLE: _table(bench.methods, subjects, together["measures"]),
+        MAP: to_nifti(np.nan_to_num(map_V), shard_set.mask, shard_set.grid),  # 0 also where undefined
+    }
 
 
 def _table(methods: tuple[Method, ...], subjects: Sequence[str], measures_SM4: Floats) -> str:
@@ -204,32 +200,16 @@ def _table(methods: tuple[Method, ...], subjects: Sequence[str], measures_SM4: F
     return "\n".join(lines) + "\n"
 
 
-def _nifti(context: Context, map_V: Floats) -> bytes:
-    """A map of the mask's voxels as .nii.gz on the shard set's grid; 0 outside the mask and where undefined."""
-    import nibabel
-
-    volume = context.shard_set.unmask(np.nan_to_num(map_V).astype(np.float32))
-    image = nibabel.Nifti1Image(volume, np.asarray(context.shard_set.grid.affine))
-    image.header.set_xyzt_units("mm")
-    return gzip.compress(image.to_bytes(), mtime=0)
-
-
 def _read(context: Context, stage: Stage, source: Source, record: Mapping[str, Any]) -> Reconstruction:
-    path = stage.folder / RESULT
-    try:
-        with np.load(path, allow_pickle=False) as found:
-            arrays = dict(found)
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise CorruptShardError(f"{path}: cannot be read ({error}); remove its folder and run again") from error
+    arrays = unpacked(stage.folder / RESULT)
     size = source.model.size
-    prefix = "example_"
     return Reconstruction(
         methods=methods_of(source.model.phase, size.causal, size.latent),
         subjects=tuple(arrays["subjects"].tolist()),
         measures=arrays["measures"],
         power=arrays["power"],
         map=arrays["map"],
-        example={name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)},
+        example={name.removeprefix(EXAMPLE): values for name, values in arrays.items() if name.startswith(EXAMPLE)},
         example_id=str(record["facts"]["example"]),
         facts=record["facts"],
         folder=stage.folder,

@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import linregress
 
-from eval.explain.explanation import class_file, to_nifti
+from eval.arrays import to_nifti
+from eval.explain.explanation import class_file
 from eval.explain.groups import (
     against_shuffles,
     group_map,

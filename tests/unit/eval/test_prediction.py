@@ -18,7 +18,7 @@ from eval.config import PredictConfig
 from eval.context import Context, open_context
 from eval.prediction import windows as stage_of_windows
 from eval.prediction.predict import predict_ours, predict_run, predict_runs, run_names
-from eval.prediction.windows import RUNS_PER_PART, parts_of
+from eval.prediction.windows import RUNS_PER_PART, run_parts
 from eval.ranks import Ranks
 from shards.errors import BoldstreamError, MismatchError, UsageError
 from shards.reader import ShardSet
@@ -197,7 +197,7 @@ def test_a_diverged_model_is_named_in_a_line(opened: Callable[..., Context]) -> 
 
 @pytest.mark.parametrize("num_runs", [1, 5, 16, 17, 200, 1024, 5000])
 def test_parts_cover_every_run_once(num_runs: int) -> None:
-    parts = parts_of(range(num_runs))
+    parts = run_parts(range(num_runs))
     assert [run for part in parts.values() for run in part] == list(range(num_runs))
     sizes = [len(part) for part in parts.values()]
     assert max(sizes) <= RUNS_PER_PART
