@@ -63,8 +63,7 @@ class Context:
     @property
     def window(self) -> int | str:
         """Window length of the training: frames (20) or seconds ('16s')."""
-        window = str(self.run_config["window"])
-        return window if window.endswith("s") else int(window)
+        return window_length(self.run_config["window"])
 
     def subjects(self, part: str) -> tuple[str, ...]:
         """Subjects of a part of the split that have a value of the target, sorted."""
@@ -93,6 +92,12 @@ class Context:
             **options,
         }
         return Stage(self.config.out / name, inputs, self.ranks, self.command)
+
+
+def window_length(recorded: Any) -> int | str:
+    """A window length as a run records it: frames (20) or seconds ('16s')."""
+    text = str(recorded)
+    return text if text.endswith("s") else int(text)
 
 
 @contextmanager

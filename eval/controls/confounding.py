@@ -26,6 +26,7 @@ from eval.stages import Stage
 from eval.subjects import OURS, Predictions, Scored
 from eval.targets import Target
 from shards.format import config_hash
+from shards.json_text import strict_json
 
 RESULT, GROUPS = "confounding.json", "groups.tsv"
 MOTION = "mean FD (mm)"
@@ -138,8 +139,7 @@ def confounding(context: Context, scored: Sequence[Scored], num_resamples: int =
 
     if context.ranks.first(stage.record) is None:
         found = context.ranks.first(compute)
-        text = json.dumps(_without_nan(asdict(found)), allow_nan=False, indent=1)
-        stage.finish({RESULT: text + "\n", GROUPS: _group_table(found, context.target)})
+        stage.finish({RESULT: strict_json(asdict(found)) + "\n", GROUPS: _group_table(found, context.target)})
     return _read(stage)
 
 
@@ -269,15 +269,6 @@ def _group_table(found: Confounding, target: Target) -> str:
         numbers = (f"{x:.9g}" if math.isfinite(x) else "n/a" for x in (row.value, row.low, row.high))
         lines.append("\t".join((row.role, row.name, str(row.num_subjects), row.model, *numbers)))
     return "\n".join(lines) + "\n"
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: null."""
-    if isinstance(value, dict):
-        return {name: _without_nan(each) for name, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from eval.lineage import Ancestor
 from eval.page.prose import counted, in_sentence, listed
 from eval.page.verdict import OTHER_RUN
+from eval.prediction.predict import window_in_words
 from eval.scoring.bootstrap import INTERVALS
 from eval.scoring.metrics import METRICS, headline
 from eval.subjects import Model
@@ -58,7 +59,7 @@ def _model(evaluation: Evaluation, behind: Sequence[Ancestor], software: Mapping
 
 
 def _split(evaluation: Evaluation) -> Iterator[str]:
-    split, window = evaluation.split, str(evaluation.run_config["window"])
+    split, window = evaluation.split, evaluation.run_config["window"]
     count = {part.name: part.num_subjects for part in evaluation.parts}
     grouped = f", grouped by {split.rule['group']}" if split.rule.get("group") else ""
     stratified = f", stratified by {split.rule['stratify']}" if split.rule.get("stratify") else ""
@@ -66,11 +67,10 @@ def _split(evaluation: Evaluation) -> Iterator[str]:
         f"Subjects were divided once into {count['train']} training, {count['val']} validation and {count['test']} "
         f"test subjects{grouped}{stratified} (seed {split.seed}, split hash {split.hash})."
     )
-    words = f"{window[:-1]} s" if window.endswith("s") else f"{window} frames"
     averaged = "value" if evaluation.target.kind == "regression" else "logit"
     yield (
-        f"Outputs for windows of {words}, covering each frame once, were averaged to one {averaged} per subject "
-        f"{'and class ' if evaluation.target.kind == 'multiclass' else ''}weighted by frames."
+        f"Outputs for windows of {window_in_words(window)}, covering each frame once, were averaged to one {averaged} "
+        f"per subject {'and class ' if evaluation.target.kind == 'multiclass' else ''}weighted by frames."
     )
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +9,7 @@ from eval.page.verdict import verdict
 from eval.provenance import GENERATOR, software_versions
 from eval.scoring.assessment import Row
 from eval.scoring.metrics import headline, probabilities
+from shards.json_text import strict_json
 
 if TYPE_CHECKING:
     from eval.evaluation import Evaluation
@@ -45,7 +43,7 @@ def metrics_json(evaluation: Evaluation, command: str) -> str:
         "seed": evaluation.config.seed,
         "software": software_versions(),
     }
-    return json.dumps(_finite(record), indent=1, allow_nan=False) + "\n"
+    return strict_json(record) + "\n"
 
 
 def _row_record(row: Row) -> dict[str, Any]:
@@ -60,17 +58,6 @@ def _row_record(row: Row) -> dict[str, Any]:
         "adjusted_p": row.adjusted_p,
         "p_value": row.p_value,
     }
-
-
-def _finite(value: Any) -> Any:
-    """The same value with `None` for numbers that JSON does not know."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def predictions_tsv(evaluation: Evaluation) -> str:

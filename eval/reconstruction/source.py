@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.context import Context
+from eval.context import Context, window_length
 from eval.lineage import ancestors
 from shards.errors import MismatchError, UsageError
 
@@ -92,10 +92,9 @@ def _open(context: Context, folder: Path) -> Source:
             f"--pretrained {folder}: {len(seen)} of the {subset} subjects were in its training, first {seen[0]}; give "
             "a run that was trained on the same split"
         )
-    window = str(description["window"])
     return Source(
         model=model,
         folder=folder,
         weights_hash=str(description["weights_xxh3"]),
-        window=window if window.endswith("s") else int(window),
+        window=window_length(description["window"]),
     )

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from eval.config import AggregateConfig
 from eval.provenance import GENERATOR, refuse_foreign_files, software_versions, write_files
 from eval.scoring.metrics import headline
 from eval.scoring.repeats import ModelSummary, Repeat, check_same_task, read_repeat, summarise
+from shards.json_text import strict_json
 
 RECORD, PAGE = "aggregate.json", "aggregate.html"
 VERSION = 1
@@ -69,13 +67,4 @@ def aggregate_json(repeats: Sequence[Repeat], models: Sequence[ModelSummary]) ->
         "models": [asdict(model) for model in models],
         "software": software_versions(),
     }
-    return json.dumps(_finite(record), indent=1, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    """The same value with `None` for numbers that JSON does not know."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return strict_json(record) + "\n"

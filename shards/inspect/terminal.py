@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+from shards.json_text import strict_json
 
 GAP = 2
 """Blanks between columns."""
@@ -27,7 +28,7 @@ def on_terminal() -> bool:
 
 def print_json(value: Any) -> None:
     """Print one JSON value; what is not a finite number becomes null."""
-    print(json.dumps(_finite(value), indent=1, allow_nan=False))
+    print(strict_json(value))
 
 
 def print_facts(facts: Sequence[tuple[str, str]]) -> None:
@@ -102,11 +103,3 @@ def size(num_bytes: float) -> str:
 def plural(count: int, noun: str) -> str:
     """`1 run`, `40,000 runs`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
